@@ -1,0 +1,1 @@
+"""What is trained: one object says which parameters move."""

@@ -1,0 +1,1 @@
+"""Pretrained parts that need no model hub: fetch, check, convert, cache."""

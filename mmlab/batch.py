@@ -1,0 +1,180 @@
+"""The contract between data and models: modalities, inputs, batches, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64, Shaped
+from torch import Tensor
+
+NOBODY = -1
+"""Owner of a padding row, and group of a row that takes part in no comparison."""
+
+
+class Modality(StrEnum):
+    """A kind of signal; the value is the name of the field of :class:`Batch`."""
+
+    IMAGE = "image"
+    TEXT = "text"
+    AUDIO = "audio"
+    SIGNAL = "signal"
+
+
+class Skip(NamedTuple):
+    """A sample that could not be read."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """All rows of one modality in a batch.
+
+    A sample may own no row (it lacks the modality), one, or several (five captions, two pictures).
+    Absent samples still fill one row that nobody owns: every rank then runs every encoder on the same
+    number of rows, so collectives match whatever is missing.
+    """
+
+    data: Shaped[Tensor, "rows *rest"]
+    """image: uint8 [rows, 3, H, W]; text: int64 token ids [rows, T]; audio: float32 waveform in
+    [-1, 1] [rows, S]; signal: float32 [rows, T, C]. Sequences are padded on the right."""
+    owner: Int64[Tensor, " rows"]
+    """The sample of the batch that row belongs to, ascending, or :data:`NOBODY`."""
+    present: Bool[Tensor, " samples"]
+    """Which samples own at least one row."""
+    length: Int64[Tensor, " rows"] | None = None
+    """Valid steps of each row, at least 1; None where rows have one size (images)."""
+
+    @property
+    def mask(self) -> Bool[Tensor, "rows steps"] | None:
+        """True at valid steps, or None where rows have one size."""
+        if self.length is None:
+            return None
+        steps = torch.arange(self.data.shape[1], device=self.length.device)
+        return steps < self.length[:, None]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Input:
+        """Copy to a device."""
+        return Input(
+            data=self.data.to(device, non_blocking=non_blocking),
+            owner=self.owner.to(device, non_blocking=non_blocking),
+            present=self.present.to(device, non_blocking=non_blocking),
+            length=None if self.length is None else self.length.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Input:
+        """Copy to page-locked memory, from which copies to a GPU can overlap with its work."""
+        length = None if self.length is None else self.length.pin_memory()
+        return Input(self.data.pin_memory(), self.owner.pin_memory(), self.present.pin_memory(), length)
+
+    def select(self, samples: Int64[Tensor, " chosen"]) -> Input:
+        """Keep the rows of some samples, renumbered in the order given.
+
+        Args:
+            samples: Distinct sample numbers. One that owns no row gets back a row that nobody owns.
+        """
+        chosen: list[Tensor] = []
+        owner: list[int] = []
+        unowned = (self.owner == NOBODY).nonzero().flatten()
+        for new, old in enumerate(samples.tolist()):
+            rows = (self.owner == old).nonzero().flatten()
+            if len(rows) == 0:
+                assert len(unowned) > 0, "a sample without rows, and no row that nobody owns"
+                chosen.append(unowned[:1])
+                owner.append(NOBODY)
+            else:
+                chosen.append(rows)
+                owner += [new] * len(rows)
+        rows = torch.cat(chosen)
+        return Input(
+            data=self.data[rows],
+            owner=torch.tensor(owner, dtype=torch.int64, device=self.owner.device),
+            present=self.present[samples],
+            length=None if self.length is None else self.length[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a global batch."""
+
+    keys: tuple[str, ...]
+    """Key of each sample, as in its shard; empty for padding."""
+    place: Int64[Tensor, " samples"]
+    """Where each sample stands: in training step x global batch + offset, in evaluation its number."""
+    valid: Bool[Tensor, " samples"]
+    """False for the padding of the last evaluation batch and for samples that could not be read."""
+    group: Int64[Tensor, " samples"]
+    """Samples of one group are positives of each other; :data:`NOBODY` where not valid."""
+    image: Input | None = None
+    """None where the run reads no images at all; a batch without any has rows that nobody owns."""
+    text: Input | None = None
+    """As for images."""
+    audio: Input | None = None
+    """As for images."""
+    signal: Input | None = None
+    """As for images."""
+    skips: tuple[Skip, ...] = field(default=())
+    """What could not be read, with the reason."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def get(self, modality: Modality) -> Input | None:
+        """The input of a modality, or None where the run does not read it."""
+        value: Input | None = getattr(self, modality.value)
+        return value
+
+    def inputs(self) -> Iterator[tuple[Modality, Input]]:
+        """The modalities that this run reads, with their inputs."""
+        for modality in Modality:
+            value = self.get(modality)
+            if value is not None:
+                yield modality, value
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Copy to a device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor | Input)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory."""
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor | Input)
+        }
+        return replace(self, **pinned)
+
+    def select(self, samples: Int64[Tensor, " chosen"]) -> Batch:
+        """Keep some samples, in the order given; skips stay with the whole batch."""
+        return Batch(
+            keys=tuple(self.keys[i] for i in samples.tolist()),
+            place=self.place[samples],
+            valid=self.valid[samples],
+            group=self.group[samples],
+            image=None if self.image is None else self.image.select(samples),
+            text=None if self.text is None else self.text.select(samples),
+            audio=None if self.audio is None else self.audio.select(samples),
+            signal=None if self.signal is None else self.signal.select(samples),
+        )
+
+
+class Embeddings(NamedTuple):
+    """Vectors of one modality, each with what it may be compared to."""
+
+    vector: Shaped[Tensor, "rows dim"]
+    """Unit length."""
+    group: Int64[Tensor, " rows"]
+    """Rows of equal group, across modalities too, are positives; :data:`NOBODY`: not to be compared."""
+    place: Int64[Tensor, " rows"]
+    """Place of the row's sample; orders rows gathered from several ranks."""

@@ -1,0 +1,1 @@
+"""Trainer callbacks: speed, skipped samples, tables and pages."""

@@ -1,0 +1,1 @@
+"""Metrics that are exact under any number of ranks."""

@@ -1,0 +1,1 @@
+"""Model families and the parts that they are built from."""

@@ -1,0 +1,1 @@
+"""Encoders: rows of one modality in, token features and their mask out."""

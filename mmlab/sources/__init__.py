@@ -1,0 +1,1 @@
+"""Public data sets: their released format in, WebDataset shards out."""

@@ -1,0 +1,1 @@
+"""Tasks: one base that owns every step, one leaf for each task."""
