@@ -1,7 +1,8 @@
-"""Collective operations that are no-ops in one process: gather with gradient, a CPU group."""
+"""Collective operations that are no-ops in one process: gather with gradient, sums, a CPU group."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,19 +33,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # gloo has no reduce-scatter on every release that mmlab supports; a sum and a slice is the same.
-        total = gradients[0].contiguous().clone()
+        summed = gradients[0].contiguous().clone()
         if dist.get_backend() == "nccl":
-            own = total.new_empty((ctx.rows, *total.shape[1:]))
-            dist.reduce_scatter_tensor(own, total)
+            own = summed.new_empty((ctx.rows, *summed.shape[1:]))
+            dist.reduce_scatter_tensor(own, summed)
             return own
-        dist.all_reduce(total)
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        dist.all_reduce(summed)
+        return summed[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate a tensor of all ranks along dim 0, in rank order, with gradient.
 
-    Every rank must pass the same shape.
+    Every rank must pass the same shape, and every rank must run the backward pass or none.
     """
     if world_size() == 1:
         return tensor
@@ -57,4 +58,55 @@ def total(tensor: Tensor) -> Tensor:
     summed = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(summed)
+    return summed
+
+
+@lru_cache(maxsize=1)
+def _gloo_beside(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The gloo group that accompanies a default group; made once for each."""
+    if dist.get_backend(world) == "gloo":
+        return world
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """A group of all ranks that moves CPU tensors, whatever the backend; None in one process.
+
+    The first call is collective: every rank must make it.
+    """
+    if world_size() == 1:
+        return None
+    assert dist.group.WORLD is not None
+    return _gloo_beside(dist.group.WORLD)
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Concatenate a tensor of all ranks along dim 0, in rank order, on the CPU, without gradient.
+
+    Ranks may pass different numbers of rows; one that has no row may pass any size in the other dimensions.
+    """
+    own = tensor.detach().cpu()
+    group = cpu_group()
+    if group is None:
+        return own
+    shapes = [torch.empty(own.ndim, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(shapes, torch.tensor(own.shape), group=group)
+    rows = [int(shape[0]) for shape in shapes]
+    rest = next((shape[1:] for shape in shapes if shape[0] > 0), shapes[0][1:]).tolist()
+    padded = own.new_zeros((max(rows), *rest))
+    if len(own) > 0:
+        padded[: len(own)] = own
+    gathered = [torch.empty_like(padded) for _ in rows]
+    dist.all_gather(gathered, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(gathered, rows, strict=True)])
+
+
+def host_total(counts: list[int]) -> list[int]:
+    """Sum counts of this process over ranks; waits for the device, so not for every step."""
+    if world_size() == 1:
+        return counts
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed: list[int] = total(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
     return summed

@@ -1,0 +1,125 @@
+"""What is wrong with a config, in one line: the innermost key that does not fit, and the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like a mistyped one, or at all of them."""
+    choices = sorted(set(known))
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"it takes: {', '.join(choices) or 'nothing'}"
+
+
+def diagnose(arguments: Sequence[str], options: Iterable[str], message: str) -> str:
+    """Say why the parser refused the command line.
+
+    The parser reports a wrong key deep inside nested classes as a page of unions that do not match; this
+    looks at each class of the config by itself and reports the innermost one that does not fit.
+
+    Args:
+        arguments: The words of the command line.
+        options: Dotted keys that the command knows.
+        message: What the parser said, for what is not about a class.
+    """
+    unknown = re.search(r"(?:does not accept|not accept) option '([^']+)'", message)
+    for source, config in _configs(arguments):
+        for key, value in config.items():
+            found = _look(value, key)
+            if found is not None:
+                return f"{source}: {found}"
+    if unknown is not None:
+        return _unknown_option(unknown[1], list(options))
+    lines = [line.strip(" -") for line in message.strip().splitlines()]
+    return next((line for line in lines if line), "the command line could not be parsed")
+
+
+def _unknown_option(key: str, options: list[str]) -> str:
+    """Compare the first part of a dotted key that no option begins with."""
+    parts = key.split(".")
+    for depth in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:depth])
+        if not any(option == prefix or option.startswith(prefix + ".") for option in options):
+            parent = ".".join(parts[: depth - 1])
+            start = f"{parent}." if parent else ""
+            siblings = {option[len(start) :].split(".")[0] for option in options if option.startswith(start)}
+            return f"unknown key {prefix!r}: {nearest(parts[depth - 1], siblings)}"
+    return f"unknown key {key!r}"
+
+
+def _configs(arguments: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The config files that the command line names, and its dotted keys as one more."""
+    configs: list[tuple[str, dict[str, Any]]] = []
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for option, value in pairwise(words):
+        if option in ("--config", "-c") and Path(value).is_file():
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                configs.append((value, content))
+    return configs
+
+
+def _look(node: Any, path: str) -> str | None:
+    """The innermost misfit below a node of a config, or None."""
+    if isinstance(node, list):
+        pairs: Iterable[tuple[str, Any]] = ((f"{path}[{i}]", item) for i, item in enumerate(node))
+    elif isinstance(node, dict):
+        pairs = ((f"{path}.{key}", item) for key, item in node.items())
+    else:
+        return None
+    for name, item in pairs:
+        found = _look(item, name)
+        if found is not None:
+            return found
+    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+        return _look_at_class(node, path)
+    return None
+
+
+def _look_at_class(node: dict[str, Any], path: str) -> str | None:
+    extra = set(node) - {"class_path", "init_args", "dict_kwargs"}
+    if extra:
+        key = min(extra)
+        return f"unknown key '{path}.{key}': {nearest(key, ['class_path', 'init_args'])}"
+    module_name, _, class_name = node["class_path"].rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError):
+        return f"{path}.class_path: there is no module {module_name!r}"
+    found = getattr(module, class_name, None)
+    if found is None:
+        names = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        return f"{path}.class_path: {module_name} has no {class_name!r}: {nearest(class_name, names)}"
+    given = node.get("init_args") or {}
+    known = inspect.signature(found).parameters
+    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for key in given:
+        if key not in known and not variadic:
+            return f"unknown key '{path}.init_args.{key}': {class_name}: {nearest(key, known)}"
+    return _misfit(found, given, f"{path}.init_args")
+
+
+def _misfit(found: type, given: dict[str, Any], path: str) -> str | None:
+    """What the parser says of one class by itself; optimizers and schedules lack their first argument."""
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        skip = {"params", "optimizer"}
+        parser.add_class_arguments(
+            found, fail_untyped=False, skip=skip & set(inspect.signature(found).parameters)
+        )
+        parser.parse_object(given)
+    except (ArgumentError, TypeError, ValueError) as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+        return f"{path}: {lines[0] if lines else 'does not fit'}"
+    return None

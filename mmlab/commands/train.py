@@ -1,0 +1,200 @@
+"""`mmlab fit | validate | test | predict`: Lightning's command line with mmlab's run directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+from rich.table import Table
+
+from mmlab.callbacks.progress import ProgressLines
+from mmlab.callbacks.run_record import RunRecord
+from mmlab.callbacks.skipped import SkippedSamples
+from mmlab.callbacks.throughput import Throughput
+from mmlab.commands.diagnosis import diagnose
+from mmlab.data.module import ShardData
+from mmlab.runs.directory import run_directory, write_json
+from mmlab.runs.table import results_table, trained_table
+from mmlab.tasks.base import BaseTask
+
+Results = dict[str, float]
+
+
+_NOISE = (
+    (".*does not have many workers.*", "on a small machine one or none is right"),
+    (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
+    (".*LeafSpec.* is deprecated.*", "Lightning's own use of torch"),
+)
+"""Warnings that tell the user nothing that could be acted on, and why."""
+_CHATTER = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Loading `train_dataloader`")
+
+
+class ConfigError(ValueError):
+    """A command line or config file that the parser refuses."""
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(message)
+        self.options = options
+        """Dotted keys that the refusing parser knows."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises what is wrong instead of printing pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Hand the complaint to :func:`run`, which words it."""
+        raise ConfigError(message, [action.dest for action in self._actions]) from ex
+
+
+class CommandLine(LightningCLI):
+    """Builds task, data and trainer from the config, inside one run directory."""
+
+    model: BaseTask
+    datamodule: ShardData
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What every run has beside task, data and trainer."""
+        parser.add_argument("--name", default="run", help="Name of the run; runs of one name share a folder.")
+        parser.add_argument("--runs", default="runs", help="Folder of all run directories.")
+        parser.add_argument(
+            "--test_untrained",
+            type=bool,
+            default=True,
+            help="Before `fit`, measure the untrained model on the test split, to compare with.",
+        )
+        parser.add_argument(
+            "--test_best",
+            type=bool,
+            default=True,
+            help="After `fit`, measure the best checkpoint on the test split.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(SkippedSamples, "skipped")
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "epoch{epoch}-step{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Point checkpoints, logs and W&B at this run's directory."""
+        config = self.config[self.subcommand]
+        self.config_text = self.parser.dump(self.config, skip_none=False)
+        self.directory = run_directory(Path(config.runs), config.name)
+        config.trainer.default_root_dir = str(self.directory)
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(self.directory / "checkpoints")
+        if config.trainer.logger is None:
+            config.trainer.logger = Namespace(
+                class_path="mmlab.runs.logger.RunLogger",
+                init_args=Namespace(save_dir=str(self.directory), name=config.name),
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that measures its speed, and whose progress can be read in a log file too."""
+        extra: list[Callback] = [RunRecord(self.directory, self.config_text), Throughput()]
+        if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
+            extra.append(ProgressLines())
+        kwargs["callbacks"] = [*(self.config_init[self.subcommand].trainer.callbacks or []), *extra]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Measure the model as it is before training."""
+        config = self.config[self.subcommand]
+        self._show(f"run directory: {self.directory}")
+        self._show(trained_table(self.model.adaptation.describe(self.model.model)))
+        self.untrained: Results = {}
+        if config.test_untrained and config.ckpt_path is None and self.datamodule.has("test"):
+            self.trainer.test(self.model, self.datamodule, verbose=False)
+            self.untrained = self.model.results
+
+    def after_fit(self) -> None:
+        """Measure the best checkpoint."""
+        if self.config[self.subcommand].test_best and self.datamodule.has("test"):
+            self.trainer.test(self.model, self.datamodule, ckpt_path="best", verbose=False)
+            self._report(self.model.results)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure on the validation split."""
+        self.trainer.validate(**(kwargs | {"verbose": False}))
+        self._report(self.model.results)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure on the test split."""
+        self.trainer.test(**(kwargs | {"verbose": False}))
+        self._report(self.model.results)
+
+    def _report(self, results: Results) -> None:
+        """Keep the results in the run directory and print them."""
+        untrained = getattr(self, "untrained", {})
+        if self.trainer.is_global_zero:
+            before = {f"untrained/{name}": value for name, value in untrained.items()}
+            write_json(self.directory / "metrics.json", results | before)
+        self._show(results_table(results, untrained))
+        self._show(f"results: {self.directory / 'metrics.json'}")
+        for offline in sorted(self.directory.glob("wandb/offline-run-*")):
+            self._show(f"to Weights & Biases: wandb sync {offline}")
+
+    def _show(self, what: Table | str) -> None:
+        if self.trainer.is_global_zero:
+            console = Console()
+            console.print(what, soft_wrap=isinstance(what, str), highlight=False)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a trainer verb.
+
+    Raises:
+        ValueError: If the command line or the config does not fit, in one line.
+    """
+    _quiet()
+    sys.argv[1:] = arguments  # Lightning starts the other ranks with these words
+    try:
+        CommandLine(
+            BaseTask,
+            ShardData,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=1,
+            trainer_defaults={
+                "num_sanity_val_steps": 0,  # the untrained model is tested before, which shows as much
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,  # the table of what is trained says more
+            },
+            parser_class=Parser,
+        )
+    except ConfigError as error:
+        raise ValueError(diagnose(arguments[1:], error.options, str(error))) from error
+    except ValueError as error:
+        # What a constructor says reaches here inside the parser's account of all that it tried.
+        raise _root(error) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _quiet() -> None:
+    """Leave out what tells the user nothing that could be acted on."""
+    os.environ.setdefault("WANDB_SILENT", "true")  # the results say how to sync
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for message, _reason in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_CHATTER)

@@ -1,0 +1,65 @@
+"""Samples -> one batch: rows side by side, who owns which, who lacks what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmlab.batch import NOBODY, Batch, Input, Modality, Skip
+from mmlab.data.reader import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample, read."""
+
+    key: str
+    """As in its shard; empty for padding."""
+    place: int
+    """See :attr:`mmlab.batch.Batch.place`."""
+    group: int
+    """Samples of one group are positives of each other."""
+    valid: bool = True
+    """False for padding and for what could not be read."""
+    rows: Mapping[Modality, tuple[Tensor, ...]] = field(default_factory=dict)
+    """The rows of each modality that it has."""
+    skip: Skip | None = None
+    """Why it could not be read."""
+
+
+def collate(samples: Sequence[Sample], readers: Iterable[Reader]) -> Batch:
+    """Put samples into one batch, with an input for every reader.
+
+    A sample without rows of a modality gets one blank row that nobody owns, in its place: where no sample
+    has several rows, row i belongs to sample i or to nobody.
+    """
+    inputs = {reader.modality.value: _collate(samples, reader) for reader in readers}
+    return Batch(
+        keys=tuple(sample.key for sample in samples),
+        place=torch.tensor([sample.place for sample in samples], dtype=torch.int64),
+        valid=torch.tensor([sample.valid for sample in samples], dtype=torch.bool),
+        group=torch.tensor([s.group if s.valid else NOBODY for s in samples], dtype=torch.int64),
+        skips=tuple(sample.skip for sample in samples if sample.skip is not None),
+        **inputs,
+    )
+
+
+def _collate(samples: Sequence[Sample], reader: Reader) -> Input:
+    rows: list[Tensor] = []
+    owner: list[int] = []
+    present: list[bool] = []
+    for number, sample in enumerate(samples):
+        own = sample.rows.get(reader.modality, ()) if sample.valid else ()
+        rows += own or (reader.blank(),)
+        owner += [number] * len(own) or [NOBODY]
+        present.append(len(own) > 0)
+    data, length = reader.stack(rows)
+    return Input(
+        data=data,
+        owner=torch.tensor(owner, dtype=torch.int64),
+        present=torch.tensor(present, dtype=torch.bool),
+        length=length,
+    )

@@ -1,0 +1,214 @@
+"""Bytes of one member -> arrays, without torch; bytes that are broken raise :class:`BrokenMember`."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import simplejpeg
+import soundfile
+import soxr
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused before they are decoded."""
+MAX_SECONDS = 3600.0
+"""Longer sounds are refused before they are decoded."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+# Pillow promises no single error for a broken file; these are what its PNG, JPEG and WebP readers raise.
+_PILLOW_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    ZeroDivisionError, struct.error, zlib.error,
+)  # fmt: skip
+_SAMPLING_RATES = range(1_000, 768_001)
+_MAX_VALUES = 2**27
+"""Steps x channels of sound decoded at once: 512 MiB."""
+
+_T = TypeVar("_T")
+
+
+class BrokenMember(ValueError):  # noqa: N818  (it is the member that is at fault, not the program)
+    """A member that cannot be read; the text is a short reason, fit for counting."""
+
+
+class ImageHeader(NamedTuple):
+    """What is known of a picture before it is decoded."""
+
+    height: int
+    width: int
+    """Both as the picture is to be seen, upright."""
+    orientation: int
+    """EXIF orientation of a JPEG; 1: stored upright."""
+    fast: bool
+    """Whether simplejpeg can decode it; the rest (CMYK, PNG, WebP) is left to Pillow."""
+
+
+def read_image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Read the size of a JPEG, PNG or WebP picture.
+
+    Raises:
+        BrokenMember: `cannot decode`, `too many pixels`.
+    """
+    orientation, fast = 1, False
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            raise BrokenMember("cannot decode") from None
+        fast = colours in ("YCbCr", "RGB", "Gray")
+        orientation = _orientation(data)
+    else:
+        width, height = _open(data, lambda image: image.size)
+    if height * width > max_pixels:
+        raise BrokenMember("too many pixels")
+    if orientation >= 5:
+        height, width = width, height
+    return ImageHeader(height, width, orientation, fast)
+
+
+def decode_image(
+    data: bytes,
+    header: ImageHeader,
+    *,
+    min_height: int = 0,
+    min_width: int = 0,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
+    """Decode a JPEG, PNG or WebP picture to upright RGB; of an animation the first frame.
+
+    Args:
+        data: The file's bytes.
+        header: What :func:`read_image_header` says of them.
+        min_height: A JPEG may come out smaller than stored, but not lower than this; 0: as stored. Its cosine
+            transform is then inverted at 1/2, 3/8, 1/4 or 1/8 of the size, which saves time.
+        min_width: As for the height.
+        background: What transparent pixels are laid on.
+
+    Returns:
+        The pixels, and their scale: 1 where they are as many as stored.
+
+    Raises:
+        BrokenMember: `cannot decode`.
+    """
+    if not header.fast:
+        pixels = _open(data, lambda image: _flatten(image, background))
+        return _upright(pixels, header.orientation), 1.0
+    height, width = (min_height or header.height), (min_width or header.width)
+    if header.orientation >= 5:
+        height, width = width, height
+    try:
+        # Factors between 1 and 2 take longer than decoding at full size.
+        pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+    except ValueError:
+        raise BrokenMember("cannot decode") from None
+    pixels = _upright(pixels, header.orientation)
+    longest = 0 if header.height > header.width else 1
+    scale = round(8 * pixels.shape[longest] / max(header.height, header.width)) / 8
+    return pixels, max(scale, 1 / 8)
+
+
+def _orientation(data: bytes) -> int:
+    """The orientation in a JPEG's EXIF, 1 to 8; 1 where it says none."""
+    start = data.find(b"Exif\0\0", 0, 4096) + 6
+    order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2], "")
+    if start < 6 or not order:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", data, start + 4)
+        (entries,) = struct.unpack_from(order + "H", data, start + directory)
+        for entry in range(min(entries, 64)):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", data, start + directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
+
+
+def _open(data: bytes, use: Callable[[Image.Image], _T]) -> _T:
+    """Open with Pillow and use the picture; nothing but :class:`BrokenMember` escapes."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of many pixels, a refusal here, and of broken metadata, which nobody reads.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return use(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BrokenMember("too many pixels") from None
+    except _PILLOW_ERRORS:
+        raise BrokenMember("cannot decode") from None
+
+
+def _flatten(image: Image.Image, background: tuple[int, int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """Any mode of Pillow -> RGB, transparent pixels on a background."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        grey = (np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if "A" not in image.mode and "transparency" not in image.info:
+        return np.array(image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
+    alpha = pixels[:, :, 3:]
+    laid = pixels[:, :, :3] * alpha + np.asarray(background, dtype=np.uint16) * (255 - alpha)
+    return ((laid + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Undo the orientation of EXIF (tag 0x0112, values 1 to 8)."""
+    if orientation == 1:
+        return pixels
+    if orientation in (2, 4, 5, 7):
+        pixels = pixels[:, ::-1]
+    turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    return np.ascontiguousarray(np.rot90(pixels, turns))
+
+
+def decode_sound(
+    data: bytes, *, sampling_rate: int, max_seconds: float | None = None, position: float = 0.0
+) -> Float32[np.ndarray, " steps"]:
+    """Decode a sound (wav, flac, ogg, mp3) to one channel, the mean, at a sampling rate.
+
+    Args:
+        data: The file's bytes.
+        sampling_rate: In Hz.
+        max_seconds: Longer sounds are cut, and only the part kept is decoded; None: all of it.
+        position: Where to cut a longer sound, from 0 (keep the beginning) to 1 (keep the end).
+
+    Returns:
+        The waveform in [-1, 1], at least one step.
+
+    Raises:
+        BrokenMember: `cannot decode`, `empty sound`, `sound too long`, `values not finite`.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            steps, rate = file.frames, file.samplerate
+            if rate not in _SAMPLING_RATES:
+                raise BrokenMember("cannot decode")
+            kept = steps if max_seconds is None else min(steps, math.ceil(max_seconds * rate))
+            if steps > MAX_SECONDS * rate or kept * file.channels > _MAX_VALUES:
+                raise BrokenMember("sound too long")
+            if position > 0 and steps > kept:
+                file.seek(int(position * (steps - kept)))
+            wave = file.read(kept, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError):
+        raise BrokenMember("cannot decode") from None
+    if not np.isfinite(wave).all():
+        raise BrokenMember("values not finite")
+    wave = wave.mean(axis=1, dtype=np.float32)
+    if rate != sampling_rate and len(wave) > 0:
+        wave = soxr.resample(wave, rate, sampling_rate)
+    if max_seconds is not None:
+        wave = wave[: max(1, round(max_seconds * sampling_rate))]
+    if len(wave) == 0:
+        raise BrokenMember("empty sound")
+    clipped: np.ndarray = np.clip(wave, -1.0, 1.0)
+    return clipped

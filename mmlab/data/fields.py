@@ -1,0 +1,63 @@
+"""Values in the members of a sample: whole text members, or paths into JSON members."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mmlab.data.decode import BrokenMember
+
+
+def split_field(members: Mapping[str, bytes], field: str) -> tuple[str, list[str]] | None:
+    """The member that a field names, and the path inside it; None where no such member is there.
+
+    `en.txt` is the member `en.txt` where there is one; `json.captions.en` is the member `json.captions.en`,
+    else `captions.en` in `json`. The longest name that a member has wins.
+    """
+    parts = field.split(".")
+    for length in range(len(parts), 0, -1):
+        member = ".".join(parts[:length])
+        if member in members:
+            return member, parts[length:]
+    return None
+
+
+def read_field(members: Mapping[str, bytes], field: str) -> list[Any]:
+    """The values of a field; none where the sample lacks it.
+
+    Args:
+        members: Bytes by extension.
+        field: Name of a text member, or of a JSON member with a path into it, joined by dots. `*` in the path
+            stands for all values of an object, sorted by key, or of an array. An array at the end is its
+            elements; null and missing keys are no value.
+
+    Raises:
+        BrokenMember: `invalid UTF-8`, `invalid JSON`.
+    """
+    found = split_field(members, field)
+    if found is None:
+        return []
+    member, path = found
+    try:
+        text = members[member].decode("utf-8")
+    except UnicodeDecodeError:
+        raise BrokenMember("invalid UTF-8") from None
+    if not path:
+        return [text]
+    try:
+        values = [json.loads(text)]
+    except (ValueError, RecursionError):
+        raise BrokenMember("invalid JSON") from None
+    for step in path:
+        values = [inner for value in values for inner in _step(value, step)]
+    flat = [inner for value in values for inner in (value if isinstance(value, list) else [value])]
+    return [value for value in flat if value is not None]
+
+
+def _step(value: Any, step: str) -> list[Any]:
+    if isinstance(value, dict):
+        if step == "*":
+            return [value[key] for key in sorted(value)]
+        return [value[step]] if step in value else []
+    return value if step == "*" and isinstance(value, list) else []

@@ -1,0 +1,197 @@
+"""Pictures -> uint8 tensors: decoding, the crop, the flip, colour jitter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mmlab.batch import Modality
+from mmlab.data.decode import MAX_PIXELS, decode_image, read_image_header
+from mmlab.data.reader import Reader, Rows
+
+_RATIO = (3 / 4, 4 / 3)
+"""Bounds of width / height of a random crop, as in torchvision's RandomResizedCrop."""
+_LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
+_ENOUGH = 0.95
+"""Share of the pixels along an edge that a fast decode must keep. Half of 427, the height of most landscape
+photographs of COCO, is 0.953 x 224."""
+_LUMA = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601), as torchvision's adjust_* use them."""
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels; may reach beyond its edges, which are then background."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(height: int, width: int, scale: tuple[float, float], rng: Random) -> Box:
+    """Part of a picture for training: its share of the area is uniform in `scale`, its ratio log-uniform.
+
+    As torchvision's RandomResizedCrop (Szegedy et al. 2015, section 6): ten tries, then the largest part
+    from the middle whose ratio is allowed.
+    """
+    w = min(width, max(1, round(height * _RATIO[1])))
+    h = min(height, max(1, round(width / _RATIO[0])))
+    largest = Box((height - h) // 2, (width - w) // 2, h, w)
+    tries = 10 if h * w >= scale[0] * height * width else 0
+    for _ in range(tries):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        ratio = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * rng.random())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
+    return largest
+
+
+def _span(first: float, length: float, available: int, size: int) -> tuple[int, int, int, int]:
+    """Along one edge: the pixels of a box that exist, and where they land among `size`; each at least one."""
+    start, stop = max(0, round(first)), min(available, round(first + length))
+    start = min(start, available - 1)
+    stop = max(stop, start + 1)
+    low = round((start - first) / length * size)
+    high = round((stop - first) / length * size)
+    low = min(max(low, 0), size - 1)
+    return start, stop, low, min(max(high, low + 1), size)
+
+
+def middle_box(height: int, width: int, fit: Literal["crop", "pad"]) -> Box:
+    """The square in the middle of a picture: the largest inside it, or the smallest around it."""
+    side = min(height, width) if fit == "crop" else max(height, width)
+    return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+class ImageReader(Reader):
+    """Pictures as uint8 [3, size, size], RGB; the encoder normalises them on the device."""
+
+    modality = Modality.IMAGE
+
+    def __init__(
+        self,
+        size: int = 224,
+        *,
+        members: Sequence[str] = ("jpg", "jpeg", "png", "webp"),
+        fit: Literal["crop", "pad"] = "crop",
+        background: tuple[int, int, int] = (255, 255, 255),
+        crop_scale: tuple[float, float] = (0.9, 1.0),
+        flip: float = 0.0,
+        colour_jitter: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Settings.
+
+        Args:
+            size: Side of the result in pixels.
+            members: Extensions that hold the picture; the first that a sample has is read.
+            fit: What of a picture that is not square is seen: `crop`: in evaluation the largest square in
+                its middle, in training a random part; `pad`: all of it, on a square of background, of which
+                training takes a random part.
+            background: What transparent pixels, and the edges that `pad` adds, are filled with.
+            crop_scale: Smallest and largest share of the area that a random part has in training; (1, 1)
+                still varies the ratio, unless with `pad`.
+            flip: Probability of mirroring left and right in training; leave 0 where captions name sides.
+            colour_jitter: Brightness, contrast and saturation are each multiplied by up to 1 +- this.
+            max_pixels: Larger pictures count as broken.
+        """
+        self.size = size
+        self.members = tuple(members)
+        self.fit = fit
+        self.background = background
+        self.crop_scale = crop_scale
+        self.flip = flip
+        self.colour_jitter = colour_jitter
+        self.max_pixels = max_pixels
+
+    def describe(self) -> str:
+        """The extensions that it reads."""
+        return ", ".join(self.members)
+
+    def finds(self, members: Mapping[str, bytes]) -> bool:
+        """Whether the sample has a picture."""
+        return any(name in members for name in self.members)
+
+    def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
+        """The picture, or nothing."""
+        data = next((members[name] for name in self.members if name in members), None)
+        return () if data is None else (self.transform(data, rng),)
+
+    def transform(self, data: bytes, rng: Random | None) -> UInt8[Tensor, "3 size size"]:
+        """Decode and transform one picture; `rng` None: as in evaluation."""
+        header = read_image_header(data, max_pixels=self.max_pixels)
+        height, width = header.height, header.width
+        box = middle_box(height, width, self.fit)
+        if rng is not None:
+            within = (box.height, box.width) if self.fit == "pad" else (height, width)
+            part = random_box(*within, self.crop_scale, rng)
+            origin = (box.top, box.left) if self.fit == "pad" else (0, 0)
+            box = Box(origin[0] + part.top, origin[1] + part.left, part.height, part.width)
+        # Evaluation decodes every pixel, so that its numbers compare with those of others; in training a JPEG
+        # may be decoded at a fraction of its size that keeps about as many pixels as the crop needs.
+        least = 0.0 if rng is None else _ENOUGH * self.size
+        pixels, factor = decode_image(
+            data,
+            header,
+            min_height=math.ceil(height * least / box.height),
+            min_width=math.ceil(width * least / box.width),
+            background=self.background,
+        )
+        image = self._cut(pixels, box, factor)
+        if rng is not None and self.flip > 0 and rng.random() < self.flip:
+            image = image.flip(-1)
+        if rng is not None and self.colour_jitter > 0:
+            image = jitter(image, self.colour_jitter, rng)
+        return image
+
+    def _cut(
+        self, pixels: UInt8[np.ndarray, "h w 3"], box: Box, factor: float
+    ) -> UInt8[Tensor, "3 size size"]:
+        """Cut a box out of a picture decoded at a factor of its size, and resize it (bicubic, antialiased).
+
+        The box is moved to whole pixels of what was decoded.
+        """
+        height, width = pixels.shape[:2]
+        top, bottom, above, below = _span(box.top * factor, box.height * factor, height, self.size)
+        left, right, before, behind = _span(box.left * factor, box.width * factor, width, self.size)
+        inside = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)[None]
+        image = F.interpolate(inside, (below - above, behind - before), mode="bicubic", antialias=True)[0]
+        if image.shape[1:] == (self.size, self.size):
+            return image
+        canvas = self.blank().clone()
+        canvas[:, above:below, before:behind] = image
+        return canvas
+
+    def blank(self) -> UInt8[Tensor, "3 size size"]:
+        """A picture of background."""
+        colour = torch.tensor(self.background, dtype=torch.uint8)
+        return colour[:, None, None].expand(3, self.size, self.size)
+
+    def stack(self, rows: Sequence[Tensor]) -> Rows:
+        """All pictures have one size; the colours of a pixel lie together in memory (channels last)."""
+        return Rows(torch.stack([row.permute(1, 2, 0) for row in rows]).permute(0, 3, 1, 2), None)
+
+
+def jitter(image: UInt8[Tensor, "3 h w"], strength: float, rng: Random) -> UInt8[Tensor, "3 h w"]:
+    """Multiply brightness, then contrast, then saturation by factors from max(0, 1 - s) to 1 + s.
+
+    Each as torchvision's adjust_* (a blend with black, with the mean grey value, with the grey picture), but
+    rounded once at the end.
+    """
+    low = max(0.0, 1.0 - strength)
+    brightness, contrast, saturation = (low + (1.0 + strength - low) * rng.random() for _ in range(3))
+    luma = torch.tensor(_LUMA)[:, None, None]
+    colour = (image.float() * brightness).clamp_(0, 255)
+    mean = (colour * luma).sum(0).mean()
+    colour = colour.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
+    grey = (colour * luma).sum(0)
+    return colour.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 255).round_().to(torch.uint8)

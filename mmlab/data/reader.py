@@ -1,0 +1,77 @@
+"""What every modality's reader is: members of a sample in, tensors and their padded stack out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from mmlab.batch import Modality
+
+
+class Rows(NamedTuple):
+    """Rows of one modality, padded to one size."""
+
+    data: Shaped[Tensor, "rows *rest"]
+    length: Int64[Tensor, " rows"] | None
+    """Valid steps of each row; None where rows have one size."""
+
+
+class Reader(ABC):
+    """Reads one modality of a sample. Built in one process, used in others: it must pickle."""
+
+    modality: ClassVar[Modality]
+
+    def prepare(self) -> None:  # noqa: B027  (most readers need nothing)
+        """Fetch what reading needs; called in one process of a node before training."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Where this reader looks, for messages: extensions or fields."""
+
+    @abstractmethod
+    def finds(self, members: Mapping[str, bytes]) -> bool:
+        """Whether a sample has this modality at all, broken or not."""
+
+    @abstractmethod
+    def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
+        """The rows of one sample.
+
+        Args:
+            members: Bytes of the sample's members by extension, in lower case.
+            rng: The sample's own random numbers. Only `rng.random()` may be called: Python promises that it
+                stays the same from release to release. None: evaluation, nothing is drawn.
+
+        Returns:
+            One row or several; none where the sample lacks the modality.
+
+        Raises:
+            BrokenMember: A member is there but cannot be read.
+        """
+
+    @abstractmethod
+    def blank(self) -> Tensor:
+        """The row that stands in for an absent sample."""
+
+    @abstractmethod
+    def stack(self, rows: Sequence[Tensor]) -> Rows:
+        """Put rows, at least one, into one tensor."""
+
+
+def pick(count: int, rng: Random) -> int:
+    """A number below `count`, each as likely."""
+    return min(int(rng.random() * count), count - 1)
+
+
+def pad(rows: Sequence[Tensor], value: float) -> Rows:
+    """Stack sequences [steps, ...] of different length, padded on the right."""
+    length = torch.tensor([len(row) for row in rows])
+    data = rows[0].new_full((len(rows), int(length.max()), *rows[0].shape[1:]), value)
+    for target, row in zip(data, rows, strict=True):
+        target[: len(row)] = row
+    return Rows(data, length)

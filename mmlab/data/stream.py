@@ -1,0 +1,116 @@
+"""Order -> bytes -> samples -> batches: what a loader process does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mmlab.batch import NOBODY, Batch, Modality, Skip
+from mmlab.data.collate import Sample, collate
+from mmlab.data.decode import BrokenMember
+from mmlab.data.fields import read_field
+from mmlab.data.order import Order, draw_seed
+from mmlab.data.reader import Reader
+from mmlab.data.shards import RawSample, ShardSet
+from mmlab.data.text import TextReader
+
+
+class Stream(IterableDataset[Batch]):
+    """One rank's share of every global batch, from a step on.
+
+    Worker w of W builds the steps start + w, start + w + W, ..., which is the order in which a DataLoader
+    collects its workers.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: Order,
+        readers: Sequence[Reader],
+        *,
+        seed: int | None,
+        rank: int = 0,
+        ranks: int = 1,
+        group_by: str = "caption",
+    ) -> None:
+        """Settings.
+
+        Args:
+            shards: What `order` counts.
+            order: Which sample stands where.
+            readers: One for each modality to read.
+            seed: Of the random numbers of augmentation: training, without an end. None: evaluation, one pass
+                without any.
+            rank: Of this process.
+            ranks: Processes that share each batch.
+            group_by: What makes two samples positives of each other: `caption`, the same first caption but
+                for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
+                are alone.
+        """
+        self.shards = shards
+        self.order = order
+        self.readers = tuple(readers)
+        self.text = next((reader for reader in readers if isinstance(reader, TextReader)), None)
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+        self.group_by = group_by
+        self.start = 0
+        """The first step; set before iterating."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        while self.seed is not None or step < self.order.steps:
+            yield self.batch(step)
+            step += stride
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of global batch `step`: a pure function, whatever was read before."""
+        places = self.order.places(step, rank=self.rank, ranks=self.ranks)
+        samples = [
+            self._sample(int(shard), int(sample), int(place))
+            for shard, sample, place in zip(*places, strict=True)
+        ]
+        return collate(samples, self.readers)
+
+    def _sample(self, shard: int, sample: int, place: int) -> Sample:
+        if shard == NOBODY:
+            return Sample(key="", place=place, group=NOBODY, valid=False)
+        rng = None if self.seed is None else Random(draw_seed(self.seed, place))
+        at = "shard"
+        try:
+            raw = self.shards.read(shard, sample)
+            rows: dict[Modality, tuple[Tensor, ...]] = {}
+            for reader in self.readers:
+                at = reader.modality.value
+                rows[reader.modality] = reader.read(raw.members, rng)
+            at = "group"
+            group = self._group(raw, shard, sample)
+        except BrokenMember as error:
+            key = self.shards.key(shard, sample)
+            return Sample(key=key, place=place, group=NOBODY, valid=False, skip=Skip(key, f"{at}: {error}"))
+        return Sample(key=raw.key, place=place, group=group, rows=rows)
+
+    def _group(self, raw: RawSample, shard: int, sample: int) -> int:
+        if self.group_by == "key":
+            return stable_hash("key", raw.key)
+        if self.group_by != "caption":
+            values = read_field(raw.members, self.group_by)
+        else:
+            captions = [] if self.text is None else self.text.captions(raw.members)
+            values = [" ".join(caption.casefold().split()) for caption in captions[:1]]
+        if not values:
+            return stable_hash("sample", f"{shard}/{sample}")
+        return stable_hash("value", json.dumps(values, sort_keys=True))
+
+
+def stable_hash(kind: str, text: str) -> int:
+    """63 bits of BLAKE2b: the same in every process and release, and a positive int64."""
+    digest = hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

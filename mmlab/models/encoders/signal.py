@@ -1,0 +1,82 @@
+"""Plain arrays over time (touch, motion, physiology) by a small network that is trained from scratch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmlab.batch import Input, Modality
+from mmlab.models.encoders.encoder import Encoded, Encoder
+
+
+class SignalEncoder(Encoder):
+    """A temporal convolution, then transformer layers under a mask.
+
+    A row gives the same tokens alone and in any batch. The data module is expected to bring each channel to
+    about unit scale.
+    """
+
+    modality = Modality.SIGNAL
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dim: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        kernel_size: int = 5,
+        stride: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: Values per time step.
+            dim: Size of a token's features; even, a multiple of `num_heads`.
+            num_layers: Transformer layers.
+            num_heads: Attention heads.
+            kernel_size: Time steps that the convolution sees; odd.
+            stride: Time steps per token.
+            dropout: Probability in the transformer layers.
+
+        Raises:
+            ValueError: Sizes that do not fit together.
+        """
+        super().__init__()
+        if dim % 2 or dim % num_heads:
+            raise ValueError(f"dim={dim} must be even and a multiple of num_heads={num_heads}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd: use {kernel_size + 1}")
+        self.dim = dim
+        self.stride = stride
+        self.convolution = nn.Conv1d(channels, dim, kernel_size, stride, padding=kernel_size // 2)
+        self.norm = nn.LayerNorm(dim)
+        layer = nn.TransformerEncoderLayer(
+            dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, num_layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False
+        )
+
+    def forward(self, inputs: Input) -> Encoded:
+        """Encode arrays, float32 [rows, steps, channels]."""
+        valid = inputs.mask
+        assert valid is not None, "a signal without lengths"
+        # Zeros after a row's end, as the convolution pads a row that stands alone.
+        signal = inputs.data.masked_fill(~valid[:, :, None], 0).transpose(1, 2)
+        tokens = self.norm(F.gelu(self.convolution(signal)).transpose(1, 2))
+        mask = valid[:, :: self.stride]
+        tokens = tokens + sinusoids(tokens.shape[1], self.dim).to(tokens)
+        return Encoded(self.transformer(tokens, src_key_padding_mask=~mask), mask)
+
+
+def sinusoids(steps: int, dim: int) -> Float[Tensor, "steps dim"]:
+    """Fixed position vectors (Vaswani et al. 2017, section 3.5): sines, then cosines."""
+    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10_000) / max(dim // 2 - 1, 1)))
+    angles = torch.arange(steps)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

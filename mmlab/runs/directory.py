@@ -1,0 +1,87 @@
+"""The run directory: one folder that says what ran, on which code and data, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+SHARED_ID = "MMLAB_RUN_ID"
+"""Processes that this one starts (the other ranks) read the run's id here."""
+
+
+def run_id() -> str:
+    """The id of this run, the same in all of its processes.
+
+    A launcher that starts every rank by itself (Slurm, torchrun) gives all of them one job id; ranks that
+    Lightning starts inherit the environment of the first.
+    """
+    shared = os.environ.get(SHARED_ID)
+    if shared is None:
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+        launched = job is not None and job != "none"
+        shared = f"job-{job}" if launched else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        os.environ[SHARED_ID] = shared
+    return shared
+
+
+def run_directory(root: Path, name: str) -> Path:
+    """`root/name/id`, not yet created.
+
+    Raises:
+        ValueError: If the name cannot be a folder's name.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise ValueError(
+            f"the run's name is {name!r}: it names a folder, so use letters, digits, '.', '_' and '-' only"
+        )
+    return root / name / run_id()
+
+
+def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) -> None:
+    """Write what is needed to run the same again: config, command, code, packages, data.
+
+    Args:
+        directory: The run directory; created where missing.
+        config: The resolved configuration as YAML.
+        data_digests: Digest of the shards of each split.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(config, encoding="utf-8")
+    record = {
+        "command": sys.argv,
+        "python": sys.version,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "packages": {d.name: d.version for d in metadata.distributions() if d.name},
+        "data": dict(data_digests),
+    }
+    (directory / "run.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    difference = _git("diff", "HEAD")
+    if difference:
+        (directory / "git.diff").write_text(difference + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the code of this package, or None outside a checkout."""
+    package = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

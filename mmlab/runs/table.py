@@ -1,0 +1,69 @@
+"""Tables for people: test results beside the untrained model and chance, and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+
+CHANCE = "chance_"
+"""A metric `chance_x` is what `x` would be by guessing."""
+_TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "median_rank": "median rank"}
+
+
+def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) -> Table:
+    """Arrange flat results.
+
+    Metrics named `stage/row/column` whose chance level is known fill a table with a line each for the
+    trained model, the untrained one and chance; the other metrics follow one by one.
+
+    Args:
+        results: Flat name to value, as `metrics.json` holds them.
+        untrained: The same measured before training; may be empty.
+    """
+    rows: dict[str, list[str]] = {}
+    for name in results:
+        row, _, column = name.rpartition("/")
+        if f"{row}/{CHANCE}{column}" in results:
+            rows.setdefault(row, []).append(column)
+    columns = list(dict.fromkeys(column for measured in rows.values() for column in measured))
+    table = Table(title="results", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(_TITLES.get(column, column), justify="right")
+    shown: set[str] = set()
+    for row, measured in rows.items():
+        lines = {"trained": results, "untrained": untrained, "chance": results}
+        for label, values in lines.items():
+            prefix = f"{row}/{CHANCE if label == 'chance' else ''}"
+            cells = [format_value(column, values.get(prefix + column)) for column in columns]
+            if any(cells):
+                title = row.split("/", 1)[-1].replace("_", " ") if label == "trained" else ""
+                table.add_row(title, label, *cells, end_section=label == "chance")
+            shown |= {prefix + column for column in measured}
+    for name, value in results.items():
+        if name not in shown and name.rpartition("/")[0] not in rows:
+            cells = [format_value(name, value), *[""] * (len(columns) - 1)] if columns else []
+            table.add_row(name, "" if columns else format_value(name, value), *cells)
+    return table
+
+
+def format_value(name: str, value: float | None) -> str:
+    """Shares as percent, ranks and counts as they are."""
+    if value is None:
+        return ""
+    is_share = name.startswith("r") or "recall" in name
+    if is_share and 0 <= value <= 1:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if 0 <= value < 1 else f"{value:.1f}"
+
+
+def trained_table(rows: Iterable[tuple[str, str, int, int]]) -> Table:
+    """What is trained: part, method, trained parameters, all parameters."""
+    table = Table(title="what is trained", title_justify="left")
+    for column in ("part", "method", "trained", "parameters"):
+        table.add_column(column, justify="right" if column in ("trained", "parameters") else "left")
+    for part, method, trained, total in rows:
+        table.add_row(part, method, f"{trained:,}", f"{total:,}")
+    return table

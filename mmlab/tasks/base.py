@@ -1,0 +1,109 @@
+"""What all tasks share: every step, the life of the metrics, the optimizer, what is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mmlab.adaptation.policy import Policy
+from mmlab.batch import Batch
+from mmlab.optim import Optimization
+
+
+class BaseTask(L.LightningModule, ABC):
+    """A model under training: a leaf says what is minimised and what is measured, the rest is here.
+
+    A leaf answers `losses`, `make_metrics` and `update_metrics`; it defines no step.
+
+    Args:
+        model: Called with a :class:`mmlab.batch.Batch`.
+        optimization: Optimizer and learning-rate schedule.
+        adaptation: Which parameters are trained.
+    """
+
+    metrics: Metric
+    """Of the evaluation that runs or ran last."""
+    results: dict[str, float]
+    """What the last evaluation gave, as it is logged but not rounded to float32."""
+
+    def __init__(self, model: nn.Module, *, optimization: Optimization, adaptation: Policy) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = adaptation.apply(model)
+        self.optimization = optimization
+        self.adaptation = adaptation
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """What is minimised: the sum of these scalars. Each is logged under its name."""
+
+    @abstractmethod
+    def make_metrics(self) -> Metric:
+        """A fresh metric whose `compute` returns `{name: number}`."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: Metric, batch: Batch) -> None:
+        """Add one evaluation batch to the metric."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum the losses of a batch."""
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        if len(losses) > 1:
+            self.log_dict(
+                {f"train/loss/{name}": loss for name, loss in losses.items()}, batch_size=len(batch)
+            )
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to measure."""
+        self.metrics = self.make_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        """Start to measure."""
+        self.metrics = self.make_metrics()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self.update_metrics(self.metrics, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        self.update_metrics(self.metrics, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured, under `val/`."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured, under `test/`."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        # Every rank has the same numbers: the metric has gathered what it needs.
+        self.results = {f"{stage}/{name}": float(value) for name, value in self.metrics.compute().items()}
+        self.log_dict(self.results, sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """What the model makes of a batch."""
+        return self.model(batch)
+
+    def train(self, mode: bool = True) -> BaseTask:
+        """Put in training mode what is trained; frozen parts stay as they are in evaluation."""
+        super().train(mode)
+        self.adaptation.set_mode(self.model)
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimizer over what is trained, and its schedule over all steps of the fit."""
+        trained = (item for item in self.named_parameters() if item[1].requires_grad)
+        optimizer = self.optimization.build_optimizer(trained)
+        schedule = self.optimization.build_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmlab.batch import Batch, Skip
+from mmlab.callbacks.skipped import SHORT_RUN, SkippedSamples, Tally
+
+
+def _batch(size: int, broken: int = 0) -> Batch:
+    return Batch(
+        keys=tuple(f"k{i}" for i in range(size)),
+        place=torch.arange(size),
+        valid=torch.arange(size) >= broken,
+        group=torch.arange(size),
+        skips=tuple(Skip(f"k{i}", "image: cannot decode") for i in range(broken)),
+    )
+
+
+def test_a_share_below_the_limit_goes_on_and_one_above_stops_with_the_list() -> None:
+    tally = Tally("training", limit=0.01)
+    tally.add(_batch(200, broken=2))
+    assert tally.check(pass_samples=200) == 2
+    tally.add(_batch(100, broken=2))
+    with pytest.raises(ValueError, match=r"(?s)4 of 300 samples.*4 x image: cannot decode.*k1: image"):
+        tally.check(pass_samples=200)
+
+
+def test_one_broken_sample_at_the_start_of_a_long_pass_does_not_stop_it() -> None:
+    tally = Tally("training", limit=0.01)
+    tally.add(_batch(4, broken=1))
+    assert tally.check(pass_samples=float("inf")) == 1
+    for _ in range(SHORT_RUN // 100):
+        tally.add(_batch(1, broken=1))
+    with pytest.raises(ValueError, match="could not be read"):
+        tally.check(pass_samples=float("inf"))
+
+
+def test_padding_is_not_seen() -> None:
+    tally = Tally("test", limit=0.0)
+    batch = _batch(2)
+    tally.add(Batch(keys=("a", ""), place=batch.place, valid=batch.valid, group=batch.group))
+    assert tally.seen == 1
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.5])
+def test_a_limit_that_is_no_share_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        SkippedSamples(limit=limit)
+
+
+def _both_stop() -> Any:
+    rank = torch.distributed.get_rank()
+    tally = Tally("training", limit=0.1)
+    tally.add(_batch(10, broken=3 if rank == 0 else 0))
+    try:
+        tally.check(pass_samples=20)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_when_one_rank_has_too_many_all_stop(ranks: Any) -> None:
+    first, second = ranks(_both_stop)
+    assert "3 of 20 samples" in first
+    assert "3 of 20 samples" in second

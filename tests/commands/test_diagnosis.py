@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmlab.commands.diagnosis import diagnose, nearest
+
+RETRIEVAL = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
+
+
+def _diagnose(tmp_path: Path, change: tuple[str, str]) -> str:
+    text = RETRIEVAL.read_text()
+    assert change[0] in text
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace(*change))
+    return diagnose(["--config", str(config)], ["model", "data"], "page of unions")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("pretrained: false", "pretraned: false"), r"image\.init_args\.encoder\.init_args\.pretraned.*'pretrained'"),
+        (("encoders.image.ImageEncoder", "encoders.image.ImageEncodr"), "did you mean 'ImageEncoder'"),
+        (("mmlab.models.encoders.image", "mmlab.models.encoders.imag"), "no module 'mmlab.models.encoders.imag'"),
+        (("init_args: {channels: 3, dim: 64}", "init_arg: {channels: 3}"), "did you mean 'init_args'"),
+        (("channels: 3, dim: 64", "channels: three, dim: 64"), r"signal.*encoder\.init_args.*channels"),
+        (("lr: 3.0e-3", "lrr: 3.0e-3"), "AdamW: did you mean 'lr'"),
+    ],
+)  # fmt: skip
+def test_the_innermost_misfit_is_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    import re
+
+    message = _diagnose(tmp_path, change)
+    assert re.search(expected, message), message
+    assert "\n" not in message
+
+
+def test_a_fitting_config_has_no_misfit(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(RETRIEVAL.read_text())
+    yaml.safe_load(config.read_text())
+    assert diagnose(["--config", str(config)], [], "what the parser said") == "what the parser said"
+
+
+def test_an_unknown_option_names_its_level() -> None:
+    message = "Subcommand 'fit' does not accept option 'data.batch_sise'"
+    options = ["data.batch_size", "data.num_workers", "model", "trainer.max_epochs"]
+    assert "unknown key 'data.batch_sise': did you mean 'batch_size'?" in diagnose([], options, message)
+    message = "Subcommand 'fit' does not accept option 'modle.init_args.model'"
+    assert "unknown key 'modle': did you mean 'model'?" in diagnose([], options, message)
+
+
+def test_without_a_near_word_all_are_listed() -> None:
+    assert nearest("zzz", ["lr", "betas"]) == "it takes: betas, lr"

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from rich.console import Console
+
+from mmlab.runs.table import format_value, results_table, trained_table
+
+
+def _text(table: object) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    console.file.close()
+    return console.export_text()
+
+
+def test_trained_untrained_and_chance_stand_under_each_other() -> None:
+    results = {
+        "test/image_to_text/r1": 0.25,
+        "test/image_to_text/median_rank": 6.0,
+        "test/image_to_text/map": 0.3,
+        "test/image_to_text/chance_r1": 0.01,
+        "test/image_to_text/chance_median_rank": 50.5,
+        "test/mean_recall": 0.4,
+    }
+    untrained = {"test/image_to_text/r1": 0.0123, "test/image_to_text/median_rank": 48.0}
+    lines = _text(results_table(results, untrained)).splitlines()
+    (trained,) = (line for line in lines if "trained " in line and "untrained" not in line)
+    (before,) = (line for line in lines if "untrained" in line)
+    (chance,) = (line for line in lines if "chance" in line)
+    assert "image to text" in trained
+    assert "25.0 %" in trained
+    assert "6.0" in trained
+    assert "1.2 %" in before
+    assert "48.0" in before
+    assert "1.0 %" in chance
+    assert "50.5" in chance
+    assert any("test/mean_recall" in line and "40.0 %" in line for line in lines)
+    assert not any("map" in line for line in lines), "without a chance level it has no column"
+
+
+def test_results_without_chance_are_listed() -> None:
+    text = _text(results_table({"test/loss": 1.25, "test/accuracy": 0.5}, {}))
+    assert "1.2" in text
+    assert "0.500" in text
+
+
+def test_a_missing_value_is_blank() -> None:
+    assert format_value("r1", None) == ""
+
+
+def test_what_is_trained() -> None:
+    text = _text(trained_table([("image", "frozen", 0, 3_400_000)]))
+    assert "3,400,000" in text

@@ -1,0 +1,159 @@
+"""What is decayed, the learning rate over time, and both built from a config."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import jsonargparse
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mmlab.objectives.contrastive import InfoNCE
+from mmlab.optim import Optimization, WarmupCosine, parameter_groups, warmup_cosine
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 3)
+        self.norm = nn.LayerNorm(3)
+        self.matrix_bias = nn.Parameter(torch.zeros(3, 3))
+        self.objective = InfoNCE()
+
+
+def names(model: nn.Module, group: dict[str, list[nn.Parameter]]) -> list[str]:
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [name_of[id(parameter)] for parameter in group["params"]]
+
+
+def test_matrices_are_decayed_and_nothing_else() -> None:
+    model = Small()
+    decay, no_decay = parameter_groups(model.named_parameters())
+    assert names(model, decay) == ["embed.weight", "linear.weight"]
+    assert names(model, no_decay) == [
+        "matrix_bias", "linear.bias", "norm.weight", "norm.bias", "objective.log_scale",
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW([decay, no_decay], lr=0.1, weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = Small()
+    model.embed.requires_grad_(False)
+    model.linear.requires_grad_(False)
+    (group,) = parameter_groups(model.named_parameters())
+    assert "linear.bias" not in names(model, group)
+    assert group["weight_decay"] == 0.0
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no parameter is trained"):
+        parameter_groups(Small().requires_grad_(False).named_parameters())
+
+
+@given(st.integers(0, 50), st.integers(1, 100), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_rises_then_falls_within_its_bounds(warmup: int, total: int, min_ratio: float) -> None:
+    ratios = [
+        warmup_cosine(step, warmup_steps=warmup, total_steps=total, min_ratio=min_ratio)
+        for step in range(total + 5)
+    ]
+    top = min(warmup, total)
+    assert all(0 < ratio <= 1 for ratio in ratios[:total])
+    assert ratios[:top] == sorted(ratios[:top])
+    assert ratios[max(warmup, total) :] == [min_ratio] * (total + 5 - max(warmup, total))
+    if warmup < total:
+        assert ratios[warmup] == pytest.approx(1.0)
+        assert ratios[warmup:] == sorted(ratios[warmup:], reverse=True)
+
+
+def test_halfway_of_the_cosine_is_halfway_between() -> None:
+    assert warmup_cosine(60, warmup_steps=20, total_steps=100, min_ratio=0.2) == pytest.approx(0.6)
+    assert warmup_cosine(9, warmup_steps=19, total_steps=100, min_ratio=0.2) == pytest.approx(0.5)
+
+
+def test_cosine_equals_torch_without_warmup() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.5)
+    for step in range(20):
+        ratio = warmup_cosine(step, warmup_steps=0, total_steps=20, min_ratio=0.25)
+        assert reference.get_last_lr()[0] == pytest.approx(2.0 * ratio, rel=1e-9)
+        optimizer.step()
+        reference.step()
+
+
+def test_warmup_is_steps_or_a_share() -> None:
+    for warmup in (10, 0.1):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = WarmupCosine(warmup=warmup)(optimizer, 100)
+        rates = []
+        for _ in range(100):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates.index(max(rates)) == 10
+        assert rates[0] == pytest.approx(1 / 11)
+        assert rates[-1] == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+def test_schedule_survives_a_checkpoint() -> None:
+    def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        return optimizer, WarmupCosine(warmup=3, min_ratio=0.1)(optimizer, 20)
+
+    optimizer, schedule = build()
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    saved = io.BytesIO()
+    torch.save([optimizer.state_dict(), schedule.state_dict()], saved)
+    saved.seek(0)
+    states = torch.load(saved, weights_only=True)
+    again, schedule_again = build()
+    again.load_state_dict(states[0])
+    schedule_again.load_state_dict(states[1])
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+        again.step()
+        schedule_again.step()
+    assert schedule_again.get_last_lr() == schedule.get_last_lr()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"warmup": 1.5}, "warmup=1.5"), ({"warmup": -1}, "warmup=-1"), ({"min_ratio": 2.0}, "min_ratio=2.0")],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmupCosine(**settings)
+
+
+def test_a_run_without_end_cannot_be_scheduled() -> None:
+    with pytest.raises(ValueError, match="total_steps=-1"):
+        WarmupCosine()(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), -1)
+
+
+def test_built_from_a_config() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--optimization", type=Optimization)
+    config = parser.parse_object(
+        {
+            "optimization": {
+                "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "weight_decay": 0.1}},
+                "schedule": {"warmup": 4},
+            }
+        }
+    )
+    optimization = parser.instantiate(config).optimization
+    assert isinstance(optimization, Optimization)
+    optimizer = optimization.build_optimizer(Small().named_parameters())
+    optimization.build_schedule(optimizer, 20)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
