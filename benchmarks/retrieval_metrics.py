@@ -12,14 +12,15 @@ it for R@1 alone, too. mmlab computes MRR, nDCG@10, mAP, the median rank and the
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +76,15 @@ def memory_mb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
-def measure(name: str, images: int) -> None:
-    """Print seconds, MB above the baseline and the three values of one implementation, as JSON."""
-    torch.set_num_threads(1)
+class Measured(NamedTuple):
+    """What one implementation needed, and what it found."""
+
+    seconds: float
+    memory: float
+    values: list[float]
+
+
+def measure(name: str, images: int) -> Measured:
     function, repeats = IMPLEMENTATIONS[name]
     rows = make(images)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of making the rows
@@ -87,17 +94,16 @@ def measure(name: str, images: int) -> None:
         values = function(*rows)
         seconds = min(seconds, time.process_time() - start)
         memory = memory_mb("VmHWM") - baseline if repeat == 0 else memory
-    print(json.dumps({"seconds": seconds, "memory": memory, "values": values}))
+    return Measured(seconds, memory, values)
 
 
-def measured(name: str, images: int) -> dict[str, Any] | None:
-    """One implementation in a process of its own; None if it did not survive, for instance for memory."""
-    command = [sys.executable, __file__, "--measure", name, "--images", str(images)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def measure_alone(name: str, images: int) -> Measured:
+    """Measure in a process of its own, which a fork spares the imports."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(measure, name, images).result()
+        except BrokenProcessPool:
+            sys.exit(f"{name} did not survive {images} images, for memory perhaps: give fewer with --images")
 
 
 def verdict(name: str, ratio: float) -> str:
@@ -110,31 +116,23 @@ def main() -> None:
         "--quick", action="store_true", help=f"compare at {QUICK:,} images instead of {FULL:,}"
     )
     parser.add_argument("--images", type=int, help="compare at this number of images")
-    parser.add_argument("--measure", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure is not None:
-        measure(arguments.measure, arguments.images)
-        return
-
+    torch.set_num_threads(1)
     compared = arguments.images if arguments.images is not None else QUICK if arguments.quick else FULL
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Measured] = {}
     print(f"{'':18}{'images':>8}{'captions':>10}{'CPU s':>10}{'MB above':>10}   R@1    R@5    R@10")
-    for name, images in [("mmlab", FULL), *((name, compared) for name in IMPLEMENTATIONS)]:
-        if name not in runs or images != FULL:
-            found = measured(name, images)
-            if found is None:
-                sys.exit(f"{name} did not survive {images} images: give fewer with --images")
-            runs[name] = found
-            size = f"{name:18}{images:8,}{images * CAPTIONS:10,}"
-            values = "".join(f"{value:7.4f}" for value in found["values"])
-            print(f"{size}{found['seconds']:10.3f}{found['memory']:10.0f} {values}", flush=True)
+    for name, images in dict.fromkeys([("mmlab", FULL), *((name, compared) for name in IMPLEMENTATIONS)]):
+        found = runs[name] = measure_alone(name, images)
+        size = f"{name:18}{images:8,}{images * CAPTIONS:10,}"
+        values = "".join(f"{value:7.4f}" for value in found.values)
+        print(f"{size}{found.seconds:10.3f}{found.memory:10.0f} {values}", flush=True)
     ours, theirs = runs["mmlab"], runs["torchmetrics"]
-    one = runs["torchmetrics R@1"]["seconds"] / ours["seconds"]
-    memory = theirs["memory"] / ours["memory"]
+    one = runs["torchmetrics R@1"].seconds / ours.seconds
+    memory = theirs.memory / ours.memory
     print(f"torchmetrics / mmlab at {compared:,} images: memory {memory:.1f}; R@1 alone, time {one:.1f}")
     if compared == FULL:
         print(verdict("retrieval_metrics_memory", memory))
-    print(verdict("retrieval_metrics", theirs["seconds"] / ours["seconds"]))
+    print(verdict("retrieval_metrics", theirs.seconds / ours.seconds))
 
 
 if __name__ == "__main__":

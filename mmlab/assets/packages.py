@@ -28,6 +28,7 @@ def resolve_wheel(requirement: str, *, remedy: str) -> Remote:
     """
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed"]
     command += ["--only-binary", ":all:", "--no-input", "--quiet", "--report", "-", requirement]
+    print(f"asking pip for {requirement}", file=sys.stderr, flush=True)
     # A dry run installs nothing, so pip's wish for a virtual environment is no reason to refuse.
     environment = os.environ | {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -60,6 +61,7 @@ def resolve_deb(package: str, *, remedy: str) -> Remote:
     """
     if shutil.which("apt-get") is None:
         raise FetchError(f"{package} is a Debian package, and this machine has no apt-get.", remedy)
+    print(f"asking apt for {package}", file=sys.stderr, flush=True)
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="apt-", dir=cache) as folder:
@@ -96,5 +98,5 @@ def _reason(errors: str) -> str:
     """What a package manager's error output says, in one line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"(?:ERROR|E|Err\S*):|.*No module named", line)] or lines
-    unreachable = "cannot be reached; " if re.search(r"Retry\(|resolve|connect to", errors) else ""
-    return unreachable + (telling[-1] if telling else "no reason given")
+    last = telling[-1] if telling else "no reason given"
+    return f"no connection ({last})" if re.search(r"Retry\(|resolv|connect to", errors) else last

@@ -33,6 +33,7 @@ Results = dict[str, float]
 _NOISE = (
     (".*does not have many workers.*", "on a small machine one or none is right"),
     (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
+    (r"Found \d+ module\(s\) in eval mode.*", "frozen parts are, on purpose"),
     (".*LeafSpec.* is deprecated.*", "Lightning's own use of torch"),
 )
 """Warnings that tell the user nothing that could be acted on, and why."""
@@ -97,10 +98,16 @@ class CommandLine(LightningCLI):
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.directory / "checkpoints")
         if config.trainer.logger is None:
-            config.trainer.logger = Namespace(
-                class_path="mmlab.runs.logger.RunLogger",
-                init_args=Namespace(save_dir=str(self.directory), name=config.name),
-            )
+            config.trainer.logger = [
+                Namespace(
+                    class_path="mmlab.callbacks.run_logger.RunLogger",
+                    init_args=Namespace(save_dir=str(self.directory), name=config.name),
+                ),
+                Namespace(
+                    class_path="lightning.pytorch.loggers.CSVLogger",
+                    init_args=Namespace(save_dir=str(self.directory), name="", version=""),
+                ),
+            ]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that measures its speed, and whose progress can be read in a log file too."""
@@ -135,6 +142,10 @@ class CommandLine(LightningCLI):
         """Measure on the test split."""
         self.trainer.test(**(kwargs | {"verbose": False}))
         self._report(self.model.results)
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        self._show(f"predictions: {self.directory / 'predictions'}")
 
     def _report(self, results: Results) -> None:
         """Keep the results in the run directory and print them."""

@@ -81,4 +81,4 @@ class AudioReader(Reader):
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """Pad with silence."""
-        return pad(rows, 0.0)
+        return pad(rows)

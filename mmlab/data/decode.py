@@ -78,8 +78,7 @@ def decode_image(
     data: bytes,
     header: ImageHeader,
     *,
-    min_height: int = 0,
-    min_width: int = 0,
+    least: float = 1.0,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
     """Decode a JPEG, PNG or WebP picture to upright RGB; of an animation the first frame.
@@ -87,13 +86,12 @@ def decode_image(
     Args:
         data: The file's bytes.
         header: What :func:`read_image_header` says of them.
-        min_height: A JPEG may come out smaller than stored, but not lower than this; 0: as stored. Its cosine
-            transform is then inverted at 1/2, 3/8, 1/4 or 1/8 of the size, which saves time.
-        min_width: As for the height.
+        least: A JPEG may come out smaller than stored, by a factor of 1/2, 3/8, 1/4 or 1/8, but not smaller
+            than by this one. Its cosine transform is then inverted at that size, which saves time.
         background: What transparent pixels are laid on.
 
     Returns:
-        The pixels, and their scale: 1 where they are as many as stored.
+        The pixels, and the factor.
 
     Raises:
         BrokenMember: `cannot decode`.
@@ -101,18 +99,16 @@ def decode_image(
     if not header.fast:
         pixels = _open(data, lambda image: _flatten(image, background))
         return _upright(pixels, header.orientation), 1.0
-    height, width = (min_height or header.height), (min_width or header.width)
+    height, width = math.ceil(header.height * least), math.ceil(header.width * least)
     if header.orientation >= 5:
         height, width = width, height
     try:
-        # Factors between 1 and 2 take longer than decoding at full size.
+        # Factors between 1/2 and 1 take longer than decoding at full size.
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
     except ValueError:
         raise BrokenMember("cannot decode") from None
-    pixels = _upright(pixels, header.orientation)
-    longest = 0 if header.height > header.width else 1
-    scale = round(8 * pixels.shape[longest] / max(header.height, header.width)) / 8
-    return pixels, max(scale, 1 / 8)
+    factor = round(8 * max(pixels.shape[:2]) / max(header.height, header.width)) / 8
+    return _upright(pixels, header.orientation), max(factor, 1 / 8)
 
 
 def _orientation(data: bytes) -> int:

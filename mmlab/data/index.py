@@ -22,7 +22,7 @@ import platformdirs
 
 VERSION = 1
 _BLOCK = 512
-_NAME = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]*)", re.DOTALL)
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)", re.DOTALL)  # webdataset's own, but for line breaks
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,30 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmlab.batch import Batch
 from mmlab.data.stream import Stream
 from mmlab.data.text import TOKENIZERS, TextReader
+
+
+class _Steps(IterableDataset[Batch]):
+    """The batches of a stream from a step on.
+
+    Worker w of W builds the steps start + w, start + w + W, ..., which is the order in which a DataLoader
+    collects its workers.
+    """
+
+    def __init__(self, stream: Stream, start: int) -> None:
+        self.stream = stream
+        self.start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        while self.stream.seed is not None or step < self.stream.order.steps:
+            yield self.stream.batch(step)
+            step += stride
 
 
 class Loader:
@@ -33,7 +52,7 @@ class Loader:
         """Settings.
 
         Args:
-            stream: What to load.
+            stream: What to load: in training (it has a seed) without an end, in evaluation one pass.
             steps: Batches of an epoch.
             num_workers: Processes that build batches; 0 builds them in this one.
             pin_memory: Whether to copy batches to page-locked memory ahead of the copy to a GPU.
@@ -42,19 +61,13 @@ class Loader:
         """
         self.stream = stream
         self.steps = steps
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self.position = position
         self._next = 0
-        self._batches: Iterator[Batch] | None = None
-        endless = stream.seed is not None
-        self._loader: DataLoader[Batch] = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            # Training never restarts its workers, evaluation does with every pass.
-            persistent_workers=num_workers > 0 and not endless,
-            multiprocessing_context=_context(stream) if num_workers > 0 else None,
-        )
+        self._loader: DataLoader[Batch] | None = None
+        # Under this name Lightning finds the workers to stop when a run ends or fails.
+        self._iterator: Iterator[Batch] | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -62,21 +75,37 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning asks for iterators that it never uses, and those must cost nothing.
         if self.stream.seed is None:
-            yield from self._loader
+            if self._iterator is None or self._loader is None:
+                self._loader = self._build(start=0)
+            self._iterator = iter(self._loader)
+            yield from self._iterator
             return
         first = self._next if self.position is None else self.position()
-        if self._batches is None or first != self._next:
+        if self._iterator is None or first != self._next:
             self.close()
-            self._next = self.stream.start = first
-            self._batches = iter(self._loader)
+            self._next = first
+            self._iterator = iter(self._build(start=first))
         for _ in range(self.steps):
-            batch = next(self._batches)
+            batch = next(self._iterator)
             self._next += 1
             yield batch
 
+    def _build(self, *, start: int) -> DataLoader[Batch]:
+        workers = self.num_workers > 0
+        return DataLoader(
+            _Steps(self.stream, start),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            # Evaluation begins anew with each pass; training never does.
+            persistent_workers=workers and self.stream.seed is None,
+            multiprocessing_context=_context(self.stream) if workers else None,
+        )
+
     def close(self) -> None:
-        """Stop the workers of training."""
-        self._batches = None
+        """Stop the workers; iterating starts them again."""
+        self._iterator = None
+        self._loader = None
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is Lightning's own count of batches. Without this method Lightning would warn
@@ -95,5 +124,5 @@ def _context(stream: Stream) -> multiprocessing.context.BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     tokenizes = any(isinstance(reader, TextReader) for reader in stream.readers)
-    context.set_forkserver_preload([Stream.__module__, *([TOKENIZERS] if tokenizes else [])])
+    context.set_forkserver_preload([__name__, *([TOKENIZERS] if tokenizes else [])])
     return context

@@ -15,11 +15,12 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mmlab.data.audio import AudioReader
+from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.image import ImageReader
 from mmlab.data.index import cache_dir
 from mmlab.data.loader import Loader
-from mmlab.data.order import WINDOW, EvaluationOrder, Lanes, TrainingOrder
+from mmlab.data.order import WINDOW, EvaluationOrder, Lanes, Order, TrainingOrder
 from mmlab.data.reader import Reader
 from mmlab.data.shards import RawSample, ShardSet
 from mmlab.data.signal import SignalReader
@@ -115,7 +116,7 @@ class ShardData(LightningDataModule):
         if not self.readers:
             raise ValueError("the data read no modality: set at least one of image, text, audio, signal")
         self._shards: dict[Split, ShardSet] = {}
-        self._orders: dict[Split, TrainingOrder | EvaluationOrder] = {}
+        self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
 
     def prepare_data(self) -> None:
@@ -138,6 +139,8 @@ class ShardData(LightningDataModule):
             shards = self._find(split)
             if shards is None:
                 if split == "val" and stage is TrainerFn.FITTING:
+                    # Lightning validates whenever this method is not the base class's own.
+                    self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
                     continue
                 raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
             damaged = [path for path, info in zip(shards.paths, shards.infos, strict=True) if info.damage]
@@ -170,7 +173,7 @@ class ShardData(LightningDataModule):
         with FileLock(locks / f"{source.name}.lock"):
             return source.prepare()
 
-    def _order(self, split: Split, shards: ShardSet) -> TrainingOrder | EvaluationOrder:
+    def _order(self, split: Split, shards: ShardSet) -> Order:
         samples = int(shards.counts.sum())
         if samples == 0:
             raise ValueError(f"the {split} shards hold no samples ({shards.paths[0]}, ...)")
@@ -192,7 +195,7 @@ class ShardData(LightningDataModule):
             window=settings.window,
         )
 
-    def _check_modalities(self, shards: ShardSet, order: TrainingOrder | EvaluationOrder) -> None:
+    def _check_modalities(self, shards: ShardSet, order: Order) -> None:
         """Raise ValueError for a modality that none of the samples looked at has."""
         numbers = np.unique(np.linspace(0, order.samples - 1, _LOOKED_AT).astype(np.int64))
         stored = EvaluationOrder(shards.counts, batch_size=1)
@@ -201,7 +204,10 @@ class ShardData(LightningDataModule):
             if not missing:
                 return
             places = stored.places(int(number))
-            members = shards.read(int(places.shard[0]), int(places.sample[0])).members
+            try:
+                members = shards.read(int(places.shard[0]), int(places.sample[0])).members
+            except BrokenMember:  # counted when its turn comes
+                continue
             missing = [reader for reader in missing if not reader.finds(members)]
         if missing:
             extensions = ", ".join(f"{name} ({count})" for name, count in shards.extensions.items())
@@ -214,9 +220,9 @@ class ShardData(LightningDataModule):
         """Training batches, from where the run stands."""
         return self._load("train")
 
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Validation batches; nothing where there are no validation shards."""
-        return self._load("val") if "val" in self._shards else []
+    def val_dataloader(self) -> Loader:
+        """Validation batches."""
+        return self._load("val")
 
     def test_dataloader(self) -> Loader:
         """Test batches."""

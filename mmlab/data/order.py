@@ -7,9 +7,10 @@ the same sample in every process, whatever the number of ranks, nodes and worker
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt, UInt64
@@ -70,24 +71,34 @@ class Places(NamedTuple):
     """Step x global batch size + offset in the global batch."""
 
 
-class Order(Protocol):
+class Order(ABC):
     """What a stream needs to know: which samples stand where."""
 
+    samples: int
+    """Of all shards."""
     batch_size: int
     """Samples of a global batch, over all ranks."""
 
     @property
+    @abstractmethod
     def steps(self) -> int:
-        """Global batches in one pass."""
-        ...
+        """Global batches in one pass over the samples."""
 
+    @abstractmethod
     def places(self, step: int, *, rank: int = 0, ranks: int = 1) -> Places:
-        """One rank's share of global batch `step`; the shares, in rank order, are the batch."""
-        ...
+        """One rank's share of global batch `step`; the shares, in rank order, are the batch.
 
+        A pure function of the step: what an order keeps between calls only saves time.
+        """
+
+    @abstractmethod
     def check(self, ranks: int, workers: int) -> None:
-        """Raise ValueError where this order cannot be dealt to so many ranks and workers."""
-        ...
+        """Raise ValueError, with the nearest valid values, where batches cannot be dealt so.
+
+        Args:
+            ranks: Processes that share each batch.
+            workers: Loader processes of each; 0 (the rank reads by itself) counts as 1.
+        """
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ class _Epoch(NamedTuple):
         return self.shards[found], rows - self.starts[found]
 
 
-class TrainingOrder:
+class TrainingOrder(Order):
     """An endless stream of global batches; every epoch is another permutation.
 
     Each epoch is cut into P x G lanes of n = samples // (P x G) samples. Step t takes B / P samples from
@@ -235,20 +246,12 @@ class TrainingOrder:
         }
 
     def check(self, ranks: int, workers: int) -> None:
-        """Raise ValueError, with the nearest valid value, where ranks or workers do not divide the lanes.
-
-        Args:
-            ranks: Processes that train.
-            workers: Loader processes of each; 0 (the training process reads) counts as 1.
-        """
+        """Raise ValueError, with the nearest valid values, where ranks or workers do not divide the lanes."""
         _check_divides(ranks, "ranks", self.lanes.ranks, "lanes.ranks")
         _check_divides(max(1, workers), "workers (num_workers)", self.lanes.groups, "lanes.groups")
 
     def places(self, step: int, *, rank: int = 0, ranks: int = 1) -> Places:
-        """One rank's share of global batch `step`: the share's samples, and their places in the stream.
-
-        A pure function of the step; what is kept between calls only saves time.
-        """
+        """One rank's share of global batch `step`; see :meth:`Order.places`."""
         share = self.lanes.ranks // ranks
         per_lane = self.batch_size // self.lanes.ranks
         turn, group = divmod(step, self.lanes.groups)
@@ -303,7 +306,7 @@ class TrainingOrder:
         return kept[2]
 
 
-class EvaluationOrder:
+class EvaluationOrder(Order):
     """Every sample exactly once, in stored order; the last batch is padded."""
 
     def __init__(self, counts: Sequence[int] | Int64[np.ndarray, " shards"], *, batch_size: int) -> None:
@@ -325,12 +328,7 @@ class EvaluationOrder:
         return math.ceil(self.samples / self.batch_size)
 
     def check(self, ranks: int, workers: int) -> None:
-        """Raise ValueError, with the nearest valid values, where the batch cannot be dealt to the ranks.
-
-        Args:
-            ranks: Processes that evaluate.
-            workers: Loader processes of each; any number will do.
-        """
+        """Raise ValueError, with the nearest valid values, where ranks do not divide the batch size."""
         if self.batch_size % ranks != 0:
             below = self.batch_size // ranks * ranks
             near = " and ".join(str(b) for b in (below, below + ranks) if b > 0)

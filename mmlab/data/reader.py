@@ -68,7 +68,7 @@ def pick(count: int, rng: Random) -> int:
     return min(int(rng.random() * count), count - 1)
 
 
-def pad(rows: Sequence[Tensor], value: float) -> Rows:
+def pad(rows: Sequence[Tensor], value: int = 0) -> Rows:
     """Stack sequences [steps, ...] of different length, padded on the right."""
     length = torch.tensor([len(row) for row in rows])
     data = rows[0].new_full((len(rows), int(length.max()), *rows[0].shape[1:]), value)

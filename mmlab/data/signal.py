@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import ast
 import math
+import re
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,38 @@ from mmlab.batch import Modality
 from mmlab.data.decode import BrokenMember
 from mmlab.data.reader import Reader, Rows, pad
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_NUMBERS = re.compile(r"[<>|=]?[fiub][1248]")
+
+
+class _Header(NamedTuple):
+    dtype: np.dtype[Any]
+    fortran: bool
+    shape: tuple[int, ...]
+    size: int
+
+
+def _read_header(data: bytes) -> _Header:
+    """Read the header of numpy's format, versions 1 and 2 (numpy.lib.format).
+
+    Not by numpy, whose own reader takes headers for Python source where they are broken.
+    """
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(data[:8])
+    if width is None:
+        raise BrokenMember("cannot decode")
+    size = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    try:
+        values = ast.literal_eval(data[8 + width : min(size, 10_000)].decode("latin-1").strip())
+        name, fortran, shape = values["descr"], values["fortran_order"], values["shape"]
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        raise BrokenMember("cannot decode") from None
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise BrokenMember("cannot decode")
+    if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
+        raise BrokenMember("not an array of numbers")
+    try:
+        return _Header(np.dtype(name), bool(fortran), shape, size)
+    except TypeError:
+        raise BrokenMember("not an array of numbers") from None
 
 
 class SignalReader(Reader):
@@ -58,18 +91,12 @@ class SignalReader(Reader):
         return (torch.from_numpy(np.ascontiguousarray(array)),)
 
     def _load(self, data: bytes) -> Float32[np.ndarray, "steps channels"]:
-        file = io.BytesIO(data)
-        try:
-            read_header = _HEADERS[np.lib.format.read_magic(file)]
-            shape, fortran, dtype = read_header(file)
-        except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError):
-            raise BrokenMember("cannot decode") from None
-        if dtype.kind not in "fiub":
-            raise BrokenMember("not an array of numbers")
+        dtype, fortran, shape, start = _read_header(data)
+        count = math.prod(shape)
         # A view of the bytes at hand: a header that promises more than there is allocates nothing.
-        if math.prod(shape) * dtype.itemsize > len(data) - file.tell() or min(shape, default=1) < 0:
+        if count * dtype.itemsize > len(data) - start:
             raise BrokenMember("cannot decode")
-        array = np.frombuffer(data, dtype, count=math.prod(shape), offset=file.tell())
+        array = np.frombuffer(data, dtype, count=count, offset=start)
         array = array.reshape(shape, order="F" if fortran else "C")
         array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.channels:
@@ -84,4 +111,4 @@ class SignalReader(Reader):
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """Pad with zeros."""
-        return pad(rows, 0.0)
+        return pad(rows)

@@ -1,14 +1,13 @@
-"""Order -> bytes -> samples -> batches: what a loader process does."""
+"""Order -> bytes -> samples -> batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from mmlab.batch import NOBODY, Batch, Modality, Skip
 from mmlab.data.collate import Sample, collate
@@ -20,12 +19,8 @@ from mmlab.data.shards import RawSample, ShardSet
 from mmlab.data.text import TextReader
 
 
-class Stream(IterableDataset[Batch]):
-    """One rank's share of every global batch, from a step on.
-
-    Worker w of W builds the steps start + w, start + w + W, ..., which is the order in which a DataLoader
-    collects its workers.
-    """
+class Stream:
+    """One rank's share of every global batch."""
 
     def __init__(
         self,
@@ -44,8 +39,7 @@ class Stream(IterableDataset[Batch]):
             shards: What `order` counts.
             order: Which sample stands where.
             readers: One for each modality to read.
-            seed: Of the random numbers of augmentation: training, without an end. None: evaluation, one pass
-                without any.
+            seed: Of the random numbers of augmentation, in training. None: evaluation, which draws none.
             rank: Of this process.
             ranks: Processes that share each batch.
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
@@ -60,15 +54,6 @@ class Stream(IterableDataset[Batch]):
         self.rank = rank
         self.ranks = ranks
         self.group_by = group_by
-        self.start = 0
-        """The first step; set before iterating."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        while self.seed is not None or step < self.order.steps:
-            yield self.batch(step)
-            step += stride
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step`: a pure function, whatever was read before."""

@@ -351,6 +351,7 @@ class RetrievalMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Every field of :class:`Ranking` as `image_to_text/r1`, and `mean_recall`; every rank must call it.
 
+        Beside R@1 and R@10 stand their 95 % intervals over groups of queries, `r1_low`, `r1_high`, ...
         `mean_recall` is the mean of R@1, R@5 and R@10 over the directions that have queries: one number to
         select models by.
         """
@@ -358,10 +359,15 @@ class RetrievalMetrics(Metric):
         values: dict[str, float] = {}
         recalls: list[float] = []
         for query, candidate in self.directions:
-            ranking = evaluate_direction(rows[query], rows[candidate])
-            values |= {f"{query}_to_{candidate}/{name}": value for name, value in ranking._asdict().items()}
+            ranks = rank_relevant(rows[query], rows[candidate])
+            ranking = summarize(ranks)
+            numbers = ranking._asdict()
             if ranking.queries > 0:
                 recalls += [ranking.r1, ranking.r5, ranking.r10]
+                for k in (1, 10):
+                    interval = bootstrap_interval(ranks.first <= k, ranks.group, seed=0)
+                    numbers |= {f"r{k}_low": interval.low, f"r{k}_high": interval.high}
+            values |= {f"{query}_to_{candidate}/{name}": value for name, value in numbers.items()}
         values["mean_recall"] = sum(recalls) / len(recalls) if recalls else float("nan")
         return values
 

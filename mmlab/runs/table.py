@@ -37,7 +37,7 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
         lines = {"trained": results, "untrained": untrained, "chance": results}
         for label, values in lines.items():
             prefix = f"{row}/{CHANCE if label == 'chance' else ''}"
-            cells = [format_value(column, values.get(prefix + column)) for column in columns]
+            cells = [_cell(values, prefix, column) for column in columns]
             if any(cells):
                 title = row.split("/", 1)[-1].replace("_", " ") if label == "trained" else ""
                 table.add_row(title, label, *cells, end_section=label == "chance")
@@ -47,6 +47,15 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
             cells = [format_value(name, value), *[""] * (len(columns) - 1)] if columns else []
             table.add_row(name, "" if columns else format_value(name, value), *cells)
     return table
+
+
+def _cell(values: Mapping[str, float], prefix: str, column: str) -> str:
+    """A value, with its interval where that is known."""
+    text = format_value(column, values.get(prefix + column))
+    low, high = values.get(f"{prefix}{column}_low"), values.get(f"{prefix}{column}_high")
+    if low is None or high is None:
+        return text
+    return f"{text} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def format_value(name: str, value: float | None) -> str:

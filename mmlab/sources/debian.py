@@ -91,7 +91,7 @@ class _Member(io.RawIOBase):
 def _open_part(path: Path, file: io.BufferedReader, part: str) -> Iterator[io.BufferedIOBase]:
     """Open one of the package's two tar archives, decompressed."""
     if file.read(len(_ARCHIVE)) != _ARCHIVE:
-        raise ValueError(f"{path} is no Debian package.")
+        raise ValueError(f"{path} is no Debian package (.deb).")
     while header := file.read(_HEADER):
         if len(header) < _HEADER or header[58:] != b"`\n" or not header[48:58].strip().isdigit():
             raise EOFError("no header where one is due")

@@ -132,7 +132,7 @@ class Stamps(Source):
         )
         facts = {}
         with progress("writing shards", total=len(release.stamps), in_bytes=False) as show:
-            done = count()
+            done = count(1)
             for name in (TRAIN, *_HELD_OUT):
                 chosen = [stamp for stamp in release.stamps if splits[stamp.path] == name]
                 # Not by name, which would put all birds side by side.

@@ -105,5 +105,8 @@ class BaseTask(L.LightningModule, ABC):
         """Build the optimizer over what is trained, and its schedule over all steps of the fit."""
         trained = (item for item in self.named_parameters() if item[1].requires_grad)
         optimizer = self.optimization.build_optimizer(trained)
-        schedule = self.optimization.build_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the learning rate needs an end: set trainer.max_epochs or trainer.max_steps")
+        schedule = self.optimization.build_schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

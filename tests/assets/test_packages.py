@@ -85,7 +85,7 @@ def test_apt_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         update="echo \"W: Could not resolve 'mirror.example'\" >&2",
         download='echo "E: Unable to locate package p" >&2; exit 100',
     )
-    with pytest.raises(FetchError, match=r"find p: .*cannot be reached.*Unable to locate.*\nBy hand\."):
+    with pytest.raises(FetchError, match=r"find p: no connection .*Unable to locate.*\nBy hand\."):
         resolve_deb("p", remedy="By hand.")
 
 

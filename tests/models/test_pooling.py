@@ -13,6 +13,7 @@ from mmlab.models.pooling import (
     LastTokenPooling,
     MeanPooling,
     Pooling,
+    SegmentPooling,
 )
 
 
@@ -57,3 +58,21 @@ def test_attention_starts_as_the_mean_and_can_leave_it() -> None:
     torch.testing.assert_close(pooling(given_), MeanPooling()(given_))
     pooling(given_).square().sum().backward()
     assert pooling.query.grad.abs().max() > 1e-3
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), segments=st.integers(1, 5))
+def test_segments_are_adaptive_average_pooling_of_the_valid_tokens(lengths: list[int], segments: int) -> None:
+    given_ = encoded(lengths)
+    vectors = SegmentPooling(segments)(given_)
+    for row, length in enumerate(lengths):
+        valid = given_.tokens[row, :length].T[None].double()
+        expected = torch.nn.functional.adaptive_avg_pool1d(valid, segments)[0].T.flatten()
+        torch.testing.assert_close(vectors[row].double(), expected, rtol=1e-4, atol=1e-6)
+    vectors.sum().backward()
+    assert given_.tokens.grad.isfinite().all()
+
+
+def test_segments_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="segments=0: it must be at least 1"):
+        SegmentPooling(0)
