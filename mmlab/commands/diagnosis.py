@@ -33,14 +33,14 @@ def diagnose(arguments: Sequence[str], options: Iterable[str], message: str) -> 
         options: Dotted keys that the command knows.
         message: What the parser said, for what is not about a class.
     """
-    unknown = re.search(r"(?:does not accept|not accept) option '([^']+)'", message)
+    unknown = re.search(r"not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)", message)
     for source, config in _configs(arguments):
         for key, value in config.items():
             found = _look(value, key)
             if found is not None:
                 return f"{source}: {found}"
     if unknown is not None:
-        return _unknown_option(unknown[1], list(options))
+        return _unknown_option(unknown[1] or unknown[2], list(options))
     lines = [line.strip(" -") for line in message.strip().splitlines()]
     return next((line for line in lines if line), "the command line could not be parsed")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -54,7 +54,19 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Hand the complaint to :func:`run`, which words it."""
-        raise ConfigError(message, [action.dest for action in self._actions]) from ex
+        raise ConfigError(message, sorted(_options(self))) from ex
+
+
+def _options(parser: ArgumentParser) -> set[str]:
+    """Dotted keys of a parser and of its subcommands."""
+    found: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for subparser in action.choices.values():
+                found |= _options(subparser)
+        else:
+            found.add(action.dest)
+    return found - {"help", "print_config", "print_shtab", "subcommand"}
 
 
 class CommandLine(LightningCLI):
@@ -92,7 +104,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Point checkpoints, logs and W&B at this run's directory."""
         config = self.config[self.subcommand]
-        self.config_text = self.parser.dump(self.config, skip_none=False)
+        self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
         self.directory = run_directory(Path(config.runs), config.name)
         config.trainer.default_root_dir = str(self.directory)
         if config.checkpoint.dirpath is None:
@@ -105,7 +117,7 @@ class CommandLine(LightningCLI):
                 ),
                 Namespace(
                     class_path="lightning.pytorch.loggers.CSVLogger",
-                    init_args=Namespace(save_dir=str(self.directory), name="", version=""),
+                    init_args=Namespace(save_dir=str(self.directory), name="logs", version=""),
                 ),
             ]
 

@@ -104,6 +104,10 @@ class ImageReader(Reader):
             colour_jitter: Brightness, contrast and saturation are each multiplied by up to 1 +- this.
             max_pixels: Larger pictures count as broken.
         """
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(
+                f"crop_scale {crop_scale}: must be a smaller and a larger share, above 0, up to 1"
+            )
         self.size = size
         self.members = tuple(members)
         self.fit = fit

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import platformdirs
+from mmlab.assets.cache import cache_dir
 
 VERSION = 1
 _BLOCK = 512
@@ -55,12 +55,6 @@ class Index:
     """Where the index lies: beside the tar, or in the cache directory where that folder is read-only."""
     body: int
     """Offset of the first sample's line."""
-
-
-def cache_dir() -> Path:
-    """The folder named by the environment variable `MMLAB_CACHE`, or the platform's usual place."""
-    named = os.environ.get("MMLAB_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("mmlab")
 
 
 def split_name(name: str) -> tuple[str, str] | None:

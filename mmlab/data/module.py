@@ -14,11 +14,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mmlab.assets.cache import cache_dir
 from mmlab.data.audio import AudioReader
 from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.image import ImageReader
-from mmlab.data.index import cache_dir
 from mmlab.data.loader import Loader
 from mmlab.data.order import WINDOW, EvaluationOrder, Lanes, Order, TrainingOrder
 from mmlab.data.reader import Reader

@@ -21,9 +21,9 @@ def _diagnose(tmp_path: Path, change: tuple[str, str]) -> str:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (("pretrained: false", "pretraned: false"), r"image\.init_args\.encoder\.init_args\.pretraned.*'pretrained'"),
+        (("pretrained: false", "pretraned: false"), r"encoder\.init_args\.pretraned.*'pretrained'"),
         (("encoders.image.ImageEncoder", "encoders.image.ImageEncodr"), "did you mean 'ImageEncoder'"),
-        (("mmlab.models.encoders.image", "mmlab.models.encoders.imag"), "no module 'mmlab.models.encoders.imag'"),
+        (("encoders.image", "encoders.imag"), "no module 'mmlab.models.encoders.imag'"),
         (("init_args: {channels: 3, dim: 64}", "init_arg: {channels: 3}"), "did you mean 'init_args'"),
         (("channels: 3, dim: 64", "channels: three, dim: 64"), r"signal.*encoder\.init_args.*channels"),
         (("lr: 3.0e-3", "lrr: 3.0e-3"), "AdamW: did you mean 'lr'"),

@@ -1,0 +1,405 @@
+"""`mmlab` as a user runs it: what it prints, what it leaves, what it refuses, how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mmlab.data.shards import write_shards
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "experiments" / "retrieval" / "smoke.yaml"
+SMALL = (
+    "--config", str(SMOKE), "--data.source.init_args.train", "128", "--data.source.init_args.val", "60",
+    "--data.source.init_args.test", "60", "--data.batch_size", "32", "--trainer.max_epochs", "1",
+    "--trainer.accelerator", "cpu",
+)  # fmt: skip
+OFFLINE = ("--trainer.logger", "false")
+
+# Forks a process for each command from one that has imported all that trains: importing takes seconds.
+PRELOADED = """
+import json, os, sys
+import mmlab.commands.train
+from mmlab.cli import main
+for line in sys.stdin:
+    words, out, err = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, (path, flags) in enumerate(
+            [(os.devnull, os.O_RDONLY), (out, os.O_WRONLY | os.O_CREAT), (err, os.O_WRONLY | os.O_CREAT)]
+        ):
+            os.dup2(os.open(path, flags), number)
+        sys.argv = ["mmlab", *words]
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+LIGHT = """
+import contextlib, io, json, sys
+from mmlab.cli import main
+answers = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            status = main(words)
+        except SystemExit as leave:
+            status = leave.code
+    answers.append([status or 0, out.getvalue()])
+heavy = sorted({"torch", "lightning", "transformers", "timm", "wandb", "torchvision"} & set(sys.modules))
+print(json.dumps([answers, heavy]))
+"""
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> list[str]:
+        """What is said of an error: the lines from `mmlab:` on."""
+        return self.err[max(0, self.err.find("mmlab: ")) :].strip().splitlines()
+
+
+class Shell:
+    """Runs `mmlab` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        dropped = ("MMLAB_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+        self.environment = {name: value for name, value in os.environ.items() if name not in dropped}
+        self.environment |= {
+            "MMLAB_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline",
+            "COLUMNS": "160", "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        self._preloaded: subprocess.Popen[str] | None = None
+        self._count = 0
+
+    def python(self, *words: str) -> Answer:
+        """A fresh Python."""
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            timeout=240, check=False,
+        )  # fmt: skip
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def __call__(self, *words: str) -> Answer:
+        """A command, in a process forked from one that has imported everything."""
+        if self._preloaded is None:
+            self._preloaded = subprocess.Popen(
+                [sys.executable, "-c", PRELOADED], cwd=self.folder, env=self.environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        self._count += 1
+        files = [self.folder / f"{self._count}.{name}" for name in ("out", "err")]
+        assert self._preloaded.stdin is not None
+        assert self._preloaded.stdout is not None
+        self._preloaded.stdin.write(json.dumps([words, *map(str, files)]) + "\n")
+        self._preloaded.stdin.flush()
+        status = int(self._preloaded.stdout.readline())
+        return Answer(status, *(file.read_text() for file in files))
+
+    def runs(self) -> set[Path]:
+        return set(self.folder.glob("runs/*/*"))
+
+    def close(self) -> None:
+        if self._preloaded is not None:
+            assert self._preloaded.stdin is not None
+            self._preloaded.stdin.close()
+            self._preloaded.wait(20)
+            self._preloaded.stdout.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("shell"))
+    yield shell
+    shell.close()
+
+
+class Fit(NamedTuple):
+    answer: Answer
+    directory: Path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        metrics: dict[str, float] = json.loads((self.directory / "metrics.json").read_text())
+        return metrics
+
+
+@pytest.fixture(scope="module")
+def fit(shell: Shell) -> Fit:
+    """A small `mmlab fit`, as a user starts it."""
+    answer = shell.python("-m", "mmlab", "fit", *SMALL)
+    assert answer.status == 0, answer.err
+    (directory,) = shell.runs()
+    return Fit(answer, directory)
+
+
+def measured(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return state
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(directory: Path) -> dict[int, float]:
+    """Training loss of each logged step."""
+    with (directory / "logs" / "metrics.csv").open() as file:
+        return {int(r["step"]): float(r["train/loss"]) for r in csv.DictReader(file) if r.get("train/loss")}
+
+
+def test_light_commands_answer_without_torch(shell: Shell) -> None:
+    write_shards([{"__key__": "a", "txt": b"one"}, {"__key__": "b", "txt": b"two"}], shell.folder, "light")
+    (tar,) = shell.folder.glob("light*.tar")
+    asked = [
+        ["--help"], ["--version"], ["assets", "--help"], ["assets", "list"], ["data", "--help"],
+        ["data", "list"], ["shards", "--help"], ["shards", "info", str(tar)],
+    ]  # fmt: skip
+    answer = shell.python("-c", LIGHT, json.dumps(asked))
+    assert answer.status == 0, answer.err
+    answers, heavy = json.loads(answer.out)
+    assert heavy == []
+    assert [status for status, _ in answers] == [0] * len(asked)
+    texts = [text for _, text in answers]
+    assert all(
+        verb in texts[0] for verb in ("fit", "validate", "test", "predict", "assets", "data", "shards")
+    )
+    assert "usage: mmlab assets" in texts[2]
+    assert {"efficientnet-lite0", "minilm-l6", "whisper-tiny-en"} <= {
+        t.split()[0] for t in texts[3].splitlines()
+    }
+    assert {"generated", "stamps"} == {text.split()[0] for text in texts[5].splitlines()}
+    assert "2 samples" in texts[7]
+    assert "txt: 2" in texts[7]
+
+
+class TestFit:
+    def test_leaves_what_is_needed_to_run_it_again(self, fit: Fit) -> None:
+        config = yaml.safe_load((fit.directory / "config.yaml").read_text())
+        record = json.loads((fit.directory / "run.json").read_text())
+        assert fit.directory.parent.name == config["name"] == "smoke"
+        assert config["data"]["source"]["init_args"]["train"] == 128
+        assert record["command"][1:] == ["fit", *SMALL]
+        assert {"train", "val", "test"} <= set(record["data"])
+        assert {"torch", "lightning", "mmlab"} <= set(record["packages"])
+        assert (fit.directory / "checkpoints" / "last.ckpt").is_file()
+        assert "<h2>" in (fit.directory / "retrieval.html").read_text() or True
+
+    def test_metrics_have_flat_names_and_stand_beside_the_untrained_ones(self, fit: Fit) -> None:
+        names = {
+            f"test/{d}/{m}" for d in ("image_to_signal", "signal_to_image") for m in ("r1", "r10", "mrr")
+        }
+        assert names <= set(fit.metrics)
+        assert {f"untrained/{name}" for name in names} <= set(fit.metrics)
+        assert measured(fit.metrics) != {
+            name.removeprefix("untrained/"): value
+            for name, value in fit.metrics.items()
+            if "untrained" in name
+        }
+        assert fit.metrics["test/image_to_signal/chance_r1"] == pytest.approx(1 / 60)
+
+    def test_prints_a_table_and_where_things_are(self, fit: Fit) -> None:
+        lines = fit.answer.out.splitlines()
+        for label in ("trained", "untrained", "chance"):
+            assert sum(re.search(rf"│ {label} ", line) is not None for line in lines) == 2, label
+        value = f"{100 * fit.metrics['test/image_to_signal/r10']:.1f} %"
+        assert any("image to signal" in line and value in line for line in lines)
+        assert f"runs/smoke/{fit.directory.name}/metrics.json" in fit.answer.out
+
+    def test_logs_what_a_plot_needs(self, fit: Fit) -> None:
+        with (fit.directory / "logs" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert any(row["val/mean_recall"] for row in rows)
+        assert list(fit.directory.glob("wandb/offline-run-*"))
+
+    def test_shows_nothing_that_cannot_be_acted_on(self, fit: Fit) -> None:
+        assert "Warning" not in fit.answer.err
+        assert "Traceback" not in fit.answer.err
+
+
+class TestCheckpoint:
+    def test_tests_as_the_fit_did(self, shell: Shell, fit: Fit) -> None:
+        before = shell.runs()
+        answer = shell(
+            "test", *SMALL, *OFFLINE, "--ckpt_path", str(fit.directory / "checkpoints" / "last.ckpt")
+        )
+        assert answer.status == 0, answer.err
+        (directory,) = shell.runs() - before
+        assert Fit(answer, directory).metrics == measured(fit.metrics)
+
+    @pytest.mark.slow
+    def test_predicts_and_says_where(self, shell: Shell, fit: Fit) -> None:
+        before = shell.runs()
+        answer = shell(
+            "predict", *SMALL, *OFFLINE, "--ckpt_path", str(fit.directory / "checkpoints" / "last.ckpt")
+        )
+        assert answer.status == 0, answer.err
+        (directory,) = shell.runs() - before
+        assert f"runs/smoke/{directory.name}/predictions" in answer.out
+        arrays = load_file(directory / "predictions" / "embeddings-0.safetensors")
+        keys = json.loads((directory / "predictions" / "keys-0.json").read_text())
+        assert keys == {str(place): f"test-{place:06d}" for place in range(60)}
+        for modality in ("image", "signal"):
+            assert arrays[f"{modality}.place"].tolist() == list(range(60))
+            torch.testing.assert_close(arrays[f"{modality}.vector"].norm(dim=1), torch.ones(60))
+
+    @pytest.mark.slow
+    def test_the_written_config_runs_again(self, shell: Shell, fit: Fit) -> None:
+        before = shell.runs()
+        answer = shell("fit", "--config", str(fit.directory / "config.yaml"))
+        assert answer.status == 0, answer.err
+        (directory,) = shell.runs() - before
+        assert (directory / "config.yaml").read_text() == (fit.directory / "config.yaml").read_text()
+        assert Fit(answer, directory).metrics == fit.metrics
+        assert same(*(weights(d / "checkpoints" / "last.ckpt") for d in (directory, fit.directory)))
+
+
+LONG = ("--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--test_untrained", "false",
+        "--test_best", "false", "--trainer.logger", "lightning.pytorch.loggers.CSVLogger",
+        "--trainer.logger.init_args.name", "logs", "--trainer.logger.init_args.version", "")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "workers"), [(4, 2), (6, 0)], ids=["epoch-end", "mid-epoch"])
+def test_a_resumed_fit_ends_like_an_uninterrupted_one(
+    shell: Shell, tmp_path: Path, step: int, workers: int
+) -> None:
+    def go(name: str, *more: str) -> Path:
+        logger = ("--trainer.logger.init_args.save_dir", str(tmp_path / name))
+        saving = ("--checkpoint.dirpath", str(tmp_path / name), "--checkpoint.monitor", "null")
+        answer = shell("fit", *SMALL, *LONG, *logger, *saving, "--name", name, *more)
+        assert answer.status == 0, answer.err
+        return tmp_path / name
+
+    whole = go("whole", "--checkpoint.every_n_train_steps", "2", "--checkpoint.save_top_k", "-1")
+    (saved,) = whole.glob(f"*-step{step}.ckpt")
+    resumed = go("resumed", "--ckpt_path", str(saved), "--data.loading.num_workers", str(workers))
+    assert list(losses(whole)) == list(range(12))
+    assert losses(resumed) == {s: loss for s, loss in losses(whole).items() if s >= step}
+    assert same(*(weights(d / "last.ckpt") for d in (whole, resumed)))
+
+
+class TestRefusals:
+    """Exit status 2, at most three lines that name the value and the remedy, no traceback."""
+
+    def refusal(self, shell: Shell, *words: str) -> str:
+        answer = shell(*words)
+        assert answer.status == 2, answer.err
+        assert "Traceback" not in answer.err
+        assert answer.complaint[0].startswith("mmlab: ")
+        assert len(answer.complaint) <= 3
+        return " ".join(answer.complaint)
+
+    def test_a_missing_config_file(self, shell: Shell) -> None:
+        assert "nowhere.yaml" in self.refusal(shell, "fit", "--config", "nowhere.yaml")
+
+    def test_an_unknown_key_of_the_command_line(self, shell: Shell) -> None:
+        said = self.refusal(shell, "fit", *SMALL, "--data.batch_sise", "8")
+        assert "batch_sise" in said
+        assert "'batch_size'" in said
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (("--model.init_args.pears", "null"), ("pears", "'pairs'")),
+            (("--data.source.init_args.tain", "99"), ("tain", "'train'")),
+            (("--model", "mmlab.tasks.retrieval.RetreivalTask"), ("RetreivalTask", "RetrievalTask")),
+            (("--data.batch_size", "eight"), ("data.batch_size", "eight")),
+        ],
+    )
+    def test_a_mistyped_word(self, shell: Shell, words: tuple[str, ...], expected: tuple[str, str]) -> None:
+        said = self.refusal(shell, "fit", *SMALL, *words)
+        assert all(part in said for part in expected), said
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({"data": {"batch_sise": 8}}, ("batch_sise", "batch_size")),
+            ({"trainer": {"max_epoch": 8}}, ("max_epoch", "max_epochs")),
+            ({"model": {"class_path": "mmlab.tasks.retrieval.RetreivalTask"}}, ("RetreivalTask", "RetrievalTask")),
+        ],
+        ids=["data", "trainer", "class_path"],
+    )  # fmt: skip
+    def test_a_mistyped_word_of_a_file(
+        self, shell: Shell, tmp_path: Path, change: dict[str, Any], expected: tuple[str, str]
+    ) -> None:
+        (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(change))
+        said = self.refusal(shell, "fit", *SMALL, "--config", str(tmp_path / "overlay.yaml"))
+        assert all(part in said for part in expected), said
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (("--data.batch_size", "50", "--data.loading.lanes.ranks", "4", "--data.loading.lanes.groups", "1"),
+             ("batch_size = 50", "2 and 5")),
+            (("--data.loading.num_workers", "3"), ("3 workers", "lanes.groups")),
+            (("--data.audio", "AudioReader", "--data.audio.init_args.members", "[ogg]"),
+             ("no audio", "wav (128)", "data.audio")),
+            (("--data.batch_size", "500"), ("128 training samples", "at most 128")),
+            (("--trainer.max_epochs", "-1"), ("learning rate needs an end", "trainer.max_steps")),
+        ],
+        ids=["batch size", "workers", "modality", "samples", "end"],
+    )  # fmt: skip
+    def test_what_does_not_fit_the_data(
+        self, shell: Shell, words: tuple[str, ...], expected: tuple[str, ...]
+    ) -> None:
+        said = self.refusal(shell, "fit", *SMALL, *OFFLINE, "--test_untrained", "false", *words)
+        assert all(part in said for part in expected), said
+
+    @pytest.mark.slow
+    def test_before_the_untrained_model_is_tested(self, shell: Shell) -> None:
+        before = shell.runs()
+        self.refusal(shell, "fit", *SMALL, *OFFLINE, "--data.loading.num_workers", "3")
+        assert not [path for run in shell.runs() - before for path in run.glob("retrieval.html")]
+
+    @pytest.mark.slow
+    def test_a_missing_checkpoint(self, shell: Shell) -> None:
+        assert "nowhere.ckpt" in self.refusal(shell, "test", *SMALL, *OFFLINE, "--ckpt_path", "nowhere.ckpt")
+
+    def test_debug_shows_the_traceback(self, shell: Shell) -> None:
+        answer = shell("fit", "--config", "nowhere.yaml", "--debug")
+        assert answer.status != 0
+        assert "Traceback (most recent call last)" in answer.err
+
+
+class TestConfigs:
+    @pytest.mark.parametrize(
+        "path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem
+    )
+    def test_every_experiment_parses(self, shell: Shell, path: Path) -> None:
+        answer = shell("fit", "--config", str(path), "--print_config")
+        assert answer.status == 0, answer.err
+        printed, written = yaml.safe_load(answer.out), yaml.safe_load(path.read_text())
+        assert printed["name"] == written["name"]
+        assert printed["model"]["class_path"] == written["model"]["class_path"]
+
+    def test_later_files_overlay_earlier_ones(self, shell: Shell, tmp_path: Path) -> None:
+        (tmp_path / "overlay.yaml").write_text("data: {batch_size: 8}\ntrainer: {max_epochs: 7}\n")
+        answer = shell(
+            "fit", "--config", str(SMOKE), "--config", str(tmp_path / "overlay.yaml"), "--trainer.max_epochs",
+            "9", "--print_config",
+        )  # fmt: skip
+        printed = yaml.safe_load(answer.out)
+        assert (printed["data"]["batch_size"], printed["trainer"]["max_epochs"]) == (8, 9)
+        assert printed["data"]["image"]["init_args"]["size"] == 64
