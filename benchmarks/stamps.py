@@ -1,7 +1,10 @@
 """What does transfer bring? Retrieval on unseen stamps: pretrained encoders beside random ones, three seeds.
 
     python benchmarks/stamps.py                  six runs of experiments/retrieval/stamps.yaml
+    python benchmarks/stamps.py --scratch        beside random encoders that are trained whole (hours)
     python benchmarks/stamps.py --quick          one seed of each, two epochs
+
+By default the random encoders are frozen as the pretrained ones are: all that differs is what they know.
 
 Prints a Markdown table: the mean over seeds with the lowest and the highest, and for the pretrained model the
 95 % interval over test captions of the first seed.
@@ -30,23 +33,29 @@ DIRECTIONS = (
 BAR = {"r1": 0.15, "r10": 0.50}
 
 
-def run(name: str, seed: int, *, pretrained: bool, quick: bool, folder: Path) -> dict[str, float]:
+def run(name: str, seed: int, *, extra: list[str], quick: bool, folder: Path) -> dict[str, float]:
     """Train and test once with the command of the README; returns its metrics.json."""
     command = [sys.executable, "-m", "mmlab", "fit", "--config", str(CONFIG), "--runs", str(folder)]
     command += ["--name", f"{name}-{seed}", "--seed_everything", str(seed), "--data.loading.seed", str(seed)]
     command += ["--test_untrained", "false"]
     if quick:
         command += ["--trainer.max_epochs", "2"]
-    if not pretrained:
-        # A random encoder has to learn: it is trained whole, with its own batch statistics.
-        towers = "model.init_args.model.init_args"
-        command += ["--model.init_args.adaptation.init_args.towers", "full"]
-        command += [f"--{towers}.{e}.init_args.encoder.init_args.pretrained=false" for e in ENCODERS]
-        command += [f"--{towers}.image.init_args.encoder.init_args.freeze_batch_norm=false"]
+    command += extra
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     (metrics,) = folder.glob(f"{name}-{seed}/*/metrics.json")
     results: dict[str, float] = json.loads(metrics.read_text())
     return results
+
+
+def random_encoders(*, trained: bool) -> list[str]:
+    """The options that start every encoder from random weights."""
+    towers = "--model.init_args.model.init_args"
+    options = [f"{towers}.{encoder}.init_args.encoder.init_args.pretrained=false" for encoder in ENCODERS]
+    if trained:
+        # With batch statistics of its own: the frozen ones of a random network mean nothing.
+        options += [f"{towers}.image.init_args.encoder.init_args.freeze_batch_norm=false"]
+        options += ["--config", str(ROOT / "experiments" / "_base" / "full.yaml")]
+    return options
 
 
 def spread(values: list[float]) -> str:
@@ -60,18 +69,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
+    parser.add_argument("--scratch", action="store_true", help="train the random encoders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, help="keep the run directories here")
     arguments = parser.parse_args()
+    variants = {"pretrained": [], "random": random_encoders(trained=arguments.scratch)}
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     with tempfile.TemporaryDirectory() as scratch:
         folder = (arguments.runs or Path(scratch)).absolute()
         results = {
-            name: [
-                run(name, s, pretrained=name == "pretrained", quick=arguments.quick, folder=folder)
-                for s in seeds
-            ]
-            for name in ("pretrained", "random")
+            name: [run(name, seed, extra=extra, quick=arguments.quick, folder=folder) for seed in seeds]
+            for name, extra in variants.items()
         }
     print(
         f"Seeds {', '.join(map(str, seeds))}: mean (lowest-highest) in percent; median rank of the first.\n"

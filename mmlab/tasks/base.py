@@ -51,6 +51,10 @@ class BaseTask(L.LightningModule, ABC):
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Add one evaluation batch to the metric."""
 
+    def on_fit_start(self) -> None:
+        """Set the modes: Lightning leaves those it finds, and pretrained models come in evaluation mode."""
+        self.train()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses of a batch."""
         losses = self.losses(batch)
