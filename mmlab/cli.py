@@ -18,6 +18,8 @@ TRAINER_VERBS = {
 }
 BAD_INPUT = 2
 """Exit status when the user can mend what is wrong."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell gives it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,21 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Importing Lightning takes seconds: only who trains pays.
             from mmlab.commands import train
 
-            train.run(words)
-            return 0
+            return train.run(words)
         parsed = build_parser().parse_args(words)
         status: int = parsed.run(parsed)
         return status
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; python must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if debug:
             raise
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("mmlab: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; python must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except KeyboardInterrupt as interrupt:
+        print(f"mmlab: interrupted {interrupt}".rstrip(), file=sys.stderr)
+        return INTERRUPTED

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -104,9 +106,20 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def host_total(counts: list[int]) -> list[int]:
-    """Sum counts of this process over ranks; waits for the device, so not for every step."""
-    if world_size() == 1:
+    """Sum counts of this process over ranks, past the device."""
+    group = cpu_group()
+    if group is None:
         return counts
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    summed: list[int] = total(torch.tensor(counts, dtype=torch.int64, device=device)).tolist()
-    return summed
+    summed = torch.tensor(counts, dtype=torch.int64)
+    dist.all_reduce(summed, group=group)
+    return [int(count) for count in summed]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The small Python objects of all ranks, in rank order, for reports; they are pickled."""
+    group = cpu_group()
+    if group is None:
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered

@@ -19,6 +19,12 @@ class ProgressLines(ProgressBar):
         self._started = 0.0
         self._first_step = 0
 
+    def disable(self) -> None:
+        """Lightning calls this on the other ranks, and fails where it is missing; rank zero alone prints."""
+
+    def enable(self) -> None:
+        """See `disable`."""
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run starts it in the middle."""
         self._started = time.monotonic()

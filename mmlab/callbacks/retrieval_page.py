@@ -66,7 +66,8 @@ class RetrievalPage(Callback):
         metrics: Any = pl_module.metrics
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         rows = {modality: metrics.embeddings(modality) for modality in metrics.modalities}
-        if not trainer.is_global_zero:
+        untrained = trainer.ckpt_path is None and trainer.global_step == 0
+        if untrained or not trainer.is_global_zero:
             return
         sections = [
             self._section(query, candidate, rows[query], rows[candidate], data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -42,7 +43,7 @@ def diagnose(arguments: Sequence[str], options: Iterable[str], message: str) -> 
     if unknown is not None:
         return _unknown_option(unknown[1] or unknown[2], list(options))
     lines = [line.strip(" -") for line in message.strip().splitlines()]
-    return next((line for line in lines if line), "the command line could not be parsed")
+    return " ".join([line for line in lines if line][:2]) or "the command line could not be parsed"
 
 
 def _unknown_option(key: str, options: list[str]) -> str:
@@ -59,15 +60,46 @@ def _unknown_option(key: str, options: list[str]) -> str:
 
 
 def _configs(arguments: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The config files that the command line names, and its dotted keys as one more."""
+    """The config files that the command line names, then all of them with its dotted keys laid over."""
     configs: list[tuple[str, dict[str, Any]]] = []
+    dotted: list[tuple[str, str]] = []
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in pairwise(words):
-        if option in ("--config", "-c") and Path(value).is_file():
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                configs.append((value, content))
-    return configs
+        if option in ("--config", "-c"):
+            if Path(value).is_file():
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                if isinstance(content, dict):
+                    configs.append((value, content))
+        elif option.startswith("--"):
+            dotted.append((option.removeprefix("--"), value))
+    whole: dict[str, Any] = {}
+    for _, content in configs:
+        _overlay(whole, copy.deepcopy(content))
+    for key, value in dotted:
+        _set(whole, key.split("."), yaml.safe_load(value))
+    return [*configs, ("command line", whole)]
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _overlay(below[key], value)
+        else:
+            below[key] = value
+
+
+def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set what a dotted key names; a word given for an object is its class."""
+    for key in path[:-1]:
+        below: Any = config.setdefault(key, {})
+        if not isinstance(below, dict):
+            return
+        config = below
+    below = config.get(path[-1])
+    if isinstance(value, str) and isinstance(below, dict) and "class_path" in below:
+        below["class_path"] = value
+    else:
+        config[path[-1]] = value
 
 
 def _look(node: Any, path: str) -> str | None:

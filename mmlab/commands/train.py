@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
@@ -30,7 +32,12 @@ from mmlab.tasks.base import BaseTask
 Results = dict[str, float]
 
 
+TERMINATED = 143
+"""Exit status after SIGTERM, as a shell gives it: the run has not finished."""
 _NOISE = (
+    (".*will create .* worker processes.*", "a loader on a small machine may"),
+    (".*dirpath has changed.*", "each command has a run directory of its own"),
+    (".*infer the batch indices.*", "batches carry the places of their samples"),
     (".*does not have many workers.*", "on a small machine one or none is right"),
     (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
     (r"Found \d+ module\(s\) in eval mode.*", "frozen parts are, on purpose"),
@@ -127,37 +134,74 @@ class CommandLine(LightningCLI):
         if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
             extra.append(ProgressLines())
         kwargs["callbacks"] = [*(self.config_init[self.subcommand].trainer.callbacks or []), *extra]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.world_size == 1 and isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            # Several ranks may not all have been stopped, and saving would wait for the others.
+            trainer.checkpoint_callback.save_on_exception = True
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning would let a checkpoint's settings replace it silently."""
 
     def before_fit(self) -> None:
-        """Measure the model as it is before training."""
+        """Check what training needs, then measure the model as it is before."""
         config = self.config[self.subcommand]
         self._show(f"run directory: {self.directory}")
         self._show(trained_table(self.model.adaptation.describe(self.model.model)))
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
         self.untrained: Results = {}
         if config.test_untrained and config.ckpt_path is None and self.datamodule.has("test"):
             self.trainer.test(self.model, self.datamodule, verbose=False)
             self.untrained = self.model.results
 
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        try:
+            self.trainer.fit(**(kwargs | {"weights_only": True}))
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._how_to_go_on()) from None
+
+    def _how_to_go_on(self) -> str:
+        last = Path(self.config[self.subcommand].checkpoint.dirpath) / "last.ckpt"
+        return f"go on with --ckpt_path {last}" if last.exists() else "nothing was saved yet"
+
     def after_fit(self) -> None:
-        """Measure the best checkpoint."""
+        """Measure the best checkpoint, or the last weights where no validation chose one."""
         if self.config[self.subcommand].test_best and self.datamodule.has("test"):
-            self.trainer.test(self.model, self.datamodule, ckpt_path="best", verbose=False)
+            callback = self.trainer.checkpoint_callback
+            best = getattr(callback, "best_model_path", "")
+            if best == "":
+                self._show("no validation chose a best checkpoint: testing the last weights")
+            self.trainer.test(
+                self.model, self.datamodule, ckpt_path=best or None, verbose=False, weights_only=True
+            )
             self._report(self.model.results)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure on the validation split."""
-        self.trainer.validate(**(kwargs | {"verbose": False}))
+        self.trainer.validate(**(kwargs | self._evaluation(kwargs)))
         self._report(self.model.results)
 
     def test(self, **kwargs: Any) -> None:
         """Measure on the test split."""
-        self.trainer.test(**(kwargs | {"verbose": False}))
+        self.trainer.test(**(kwargs | self._evaluation(kwargs)))
         self._report(self.model.results)
 
-    def after_predict(self) -> None:
-        """Say where the predictions are."""
+    def predict(self, **kwargs: Any) -> None:
+        """Write what the model makes of the samples; the writer keeps them, not the trainer."""
+        settings = self._evaluation(kwargs) | {"return_predictions": False}
+        settings.pop("verbose")
+        self.trainer.predict(**(kwargs | settings))
         self._show(f"predictions: {self.directory / 'predictions'}")
+
+    def _evaluation(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if given.get("ckpt_path") is None:
+            self._show("no --ckpt_path: this is the model as the config builds it, untrained by mmlab")
+        return {"verbose": False, "weights_only": True}
 
     def _report(self, results: Results) -> None:
         """Keep the results in the run directory and print them."""
@@ -176,16 +220,18 @@ class CommandLine(LightningCLI):
             console.print(what, soft_wrap=isinstance(what, str), highlight=False)
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run a trainer verb.
+def run(arguments: Sequence[str]) -> int:
+    """Run a trainer verb; returns the exit status.
 
     Raises:
-        ValueError: If the command line or the config does not fit, in one line.
+        ValueError: If the command line, the config or the checkpoint does not fit, in a line or two.
+        KeyboardInterrupt: If it was interrupted; says how to go on.
     """
     _quiet()
+    _check_checkpoint(arguments)
     sys.argv[1:] = arguments  # Lightning starts the other ranks with these words
     try:
-        CommandLine(
+        command_line = CommandLine(
             BaseTask,
             ShardData,
             subclass_mode_model=True,
@@ -200,15 +246,35 @@ def run(arguments: Sequence[str]) -> None:
         )
     except ConfigError as error:
         raise ValueError(diagnose(arguments[1:], error.options, str(error))) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(f"the checkpoint is of another model than the config builds: {error}") from error
     except ValueError as error:
-        # What a constructor says reaches here inside the parser's account of all that it tried.
-        raise _root(error) from error
+        raise _unwrapped(error) from None
+    return TERMINATED if command_line.trainer.received_sigterm else 0
 
 
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+def _check_checkpoint(arguments: Sequence[str]) -> None:
+    """Raise ValueError where `--ckpt_path` names a file that is no checkpoint."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        if option == "--ckpt_path" and Path(value).is_file() and not is_zipfile(value):
+            raise ValueError(f"--ckpt_path {value}: this file is no checkpoint, or is cut off")
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """What a constructor said, out of the parser's account of all that it tried."""
+    while error.__cause__ is not None and _raised_in_parser(error):
         error = error.__cause__
     return error
+
+
+def _raised_in_parser(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("jsonargparse")
 
 
 def _quiet() -> None:

@@ -20,16 +20,32 @@ SHARED_ID = "MMLAB_RUN_ID"
 def run_id() -> str:
     """The id of this run, the same in all of its processes.
 
-    A launcher that starts every rank by itself (Slurm, torchrun) gives all of them one job id; ranks that
-    Lightning starts inherit the environment of the first.
+    Ranks that Lightning starts inherit the environment of the first. A launcher that starts every rank by
+    itself (srun, torchrun) tells all of them one job and step, or is their common parent.
+
+    Raises:
+        ValueError: torchrun on several nodes without `--rdzv-id`: nothing is common to the ranks.
     """
     shared = os.environ.get(SHARED_ID)
     if shared is None:
-        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-        launched = job is not None and job != "none"
-        shared = f"job-{job}" if launched else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        shared = _launched_id() or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         os.environ[SHARED_ID] = shared
     return shared
+
+
+def _launched_id() -> str | None:
+    """What a launcher gives its ranks in common; None where this process starts the others itself."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job is not None and step is not None and os.environ.get("SLURM_NTASKS", "1") != "1":
+        return f"job-{job}-{step}"
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    if launch is None:
+        return None
+    if launch != "none":
+        return f"torchrun-{launch}"
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise ValueError("torchrun on several nodes needs --rdzv-id, by which the ranks know one run")
+    return f"torchrun-{os.environ.get('MASTER_PORT')}-{os.getppid()}"
 
 
 def run_directory(root: Path, name: str) -> Path:
@@ -71,7 +87,9 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    # JSON has no NaN: what could not be measured is null.
+    finite = {key: None if value != value else value for key, value in content.items()}
+    temporary.write_text(json.dumps(finite, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

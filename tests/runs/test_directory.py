@@ -11,7 +11,7 @@ from mmlab.runs.directory import SHARED_ID, describe_run, run_directory, run_id,
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (SHARED_ID, "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+    for name in (SHARED_ID, "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     # monkeypatch only restores what it has seen: run_id() writes this one.
     monkeypatch.setenv(SHARED_ID, "")
@@ -25,9 +25,27 @@ def test_the_processes_of_a_run_share_its_id(tmp_path: Path) -> None:
     assert os.environ[SHARED_ID] == directory.name
 
 
-def test_ranks_that_a_launcher_starts_share_its_job_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    assert run_id() == "job-4711"
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_JOB_ID": "47", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "4"}, "job-47-3"),
+        ({"TORCHELASTIC_RUN_ID": "mine"}, "torchrun-mine"),
+        ({"TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "29500"}, f"torchrun-29500-{os.getppid()}"),
+    ],
+)
+def test_ranks_that_a_launcher_starts_have_one_id(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run_id() == expected
+
+
+def test_two_runs_of_one_job_that_start_their_own_ranks_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "47")
+    first = run_id()
+    monkeypatch.delenv(SHARED_ID)
+    assert run_id() != first
 
 
 def test_two_runs_have_two_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +72,6 @@ def test_a_run_says_what_ran(tmp_path: Path) -> None:
 def test_json_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_json(path, {"a": 1})
-    write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 2}
+    write_json(path, {"a": 2, "b": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 2, "b": None}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

@@ -134,7 +134,10 @@ class TestLosses:
         task = make_task().eval()
         batch = make_batch()
         output = task.model(batch)
-        image, text = output.get(Modality.IMAGE).vector[:5].double(), output.get(Modality.TEXT).vector[:4].double()
+        image, text = (
+            output.get(Modality.IMAGE).vector[:5].double(),
+            output.get(Modality.TEXT).vector[:4].double(),
+        )
         scores = image @ text.T / 0.07
         target = torch.eye(4, dtype=torch.float64)
         target[:2, :2] = 0.5
@@ -258,9 +261,11 @@ class TestOptimizer:
         assert set.union(*groups.values()) == {n for n, p in task.named_parameters() if p.requires_grad}
         assert not any("text.encoder" in name for name in set.union(*groups.values()))
         assert {"model.image.encoder.linear.weight", "model.text.projection.2.weight"} <= groups["decay"]
-        assert {"model.image.encoder.norm.weight", "model.image.encoder.linear.bias", "objective.log_scale"} <= (
-            groups["no_decay"]
-        )
+        assert {
+            "model.image.encoder.norm.weight",
+            "model.image.encoder.linear.bias",
+            "objective.log_scale",
+        } <= (groups["no_decay"])
 
     def test_the_rate_ends_where_the_fit_ends(self, tmp_path: Path) -> None:
         rates: list[float] = []
@@ -297,7 +302,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
 @pytest.mark.filterwarnings("default")  # those of the command line are looked at in tests/integration
 def test_a_checkpoint_of_the_command_line_rebuilds_the_task(command_line: Path) -> None:
     words = [
-        "fit", "--config", str(SMOKE), "--data.source.init_args.train", "32", "--data.source.init_args.val", "8",
+        "fit", "--config", str(SMOKE), "--data.source.init_args.train", "32",
         "--data.batch_size", "16", "--trainer.max_steps", "2", "--trainer.logger", "false",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--test_untrained", "false",
         "--test_best", "false", "--model.init_args.pairs", "[[SIGNAL, IMAGE]]",
@@ -313,7 +318,9 @@ def test_a_checkpoint_of_the_command_line_rebuilds_the_task(command_line: Path) 
 
     batch = make_batch()
     assert batch.image is not None
-    pictures = Input(torch.randint(0, 256, (SAMPLES, 3, 64, 64), dtype=torch.uint8), batch.image.owner, batch.valid)
+    pictures = Input(
+        torch.randint(0, 256, (SAMPLES, 3, 64, 64), dtype=torch.uint8), batch.image.owner, batch.valid
+    )
     movements = Input(
         torch.randn(SAMPLES, 5, 3), batch.image.owner, batch.valid, length=torch.full((SAMPLES,), 5)
     )
