@@ -111,7 +111,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Point checkpoints, logs and W&B at this run's directory."""
         config = self.config[self.subcommand]
-        self.config_text = self._parser(self.subcommand).dump(config, skip_none=False)
+        self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
         self.directory = run_directory(Path(config.runs), config.name)
         config.trainer.default_root_dir = str(self.directory)
         if config.checkpoint.dirpath is None:

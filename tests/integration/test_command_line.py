@@ -21,6 +21,8 @@ from mmlab.data.shards import write_shards
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "experiments" / "retrieval" / "smoke.yaml"
+OVERLAYS = sorted((ROOT / "experiments" / "_base").glob("*.yaml"))
+EXPERIMENTS = sorted(set((ROOT / "experiments").rglob("*.yaml")) - set(OVERLAYS))
 SMALL = (
     "--config", str(SMOKE), "--data.source.init_args.train", "128", "--data.source.init_args.val", "60",
     "--data.source.init_args.test", "60", "--data.batch_size", "32", "--trainer.max_epochs", "1",
@@ -379,15 +381,20 @@ class TestRefusals:
 
 
 class TestConfigs:
-    @pytest.mark.parametrize(
-        "path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem
-    )
+    @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
     def test_every_experiment_parses(self, shell: Shell, path: Path) -> None:
         answer = shell("fit", "--config", str(path), "--print_config")
         assert answer.status == 0, answer.err
         printed, written = yaml.safe_load(answer.out), yaml.safe_load(path.read_text())
         assert printed["name"] == written["name"]
         assert printed["model"]["class_path"] == written["model"]["class_path"]
+
+    @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+    def test_every_overlay_fits_over_an_experiment(self, shell: Shell, path: Path) -> None:
+        plain = shell("fit", "--config", str(SMOKE), "--print_config")
+        answer = shell("fit", "--config", str(SMOKE), "--config", str(path), "--print_config")
+        assert answer.status == 0, answer.err
+        assert path.stem == "full" or answer.out != plain.out, "it changes nothing"
 
     def test_later_files_overlay_earlier_ones(self, shell: Shell, tmp_path: Path) -> None:
         (tmp_path / "overlay.yaml").write_text("data: {batch_size: 8}\ntrainer: {max_epochs: 7}\n")

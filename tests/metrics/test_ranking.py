@@ -294,9 +294,13 @@ def test_metrics_of_all_directions_leave_out_rows_that_take_no_part() -> None:
     assert {name: values[f"text_to_image/{name}"] for name in Ranking._fields} == back._asdict()
     recalls = [there.r1, there.r5, there.r10, back.r1, back.r5, back.r10]
     assert values["mean_recall"] == pytest.approx(statistics.fmean(recalls))
+    intervals = ("r1_low", "r1_high", "r10_low", "r10_high")
     assert values.keys() - {"mean_recall"} == {
-        f"{direction}/{name}" for direction in ("image_to_text", "text_to_image") for name in Ranking._fields
+        f"{direction}/{name}"
+        for direction in ("image_to_text", "text_to_image")
+        for name in (*Ranking._fields, *intervals)
     }
+    assert values["image_to_text/r10_low"] <= there.r10 <= values["image_to_text/r10_high"]
     assert NOBODY not in text.group
     assert text.place.tolist() == sorted(text.place.tolist())
 

@@ -305,7 +305,7 @@ def test_a_checkpoint_of_the_command_line_rebuilds_the_task(command_line: Path) 
         "fit", "--config", str(SMOKE), "--data.source.init_args.train", "32",
         "--data.batch_size", "16", "--trainer.max_steps", "2", "--trainer.logger", "false",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--test_untrained", "false",
-        "--test_best", "false", "--model.init_args.pairs", "[[SIGNAL, IMAGE]]",
+        "--test_best", "false", "--model.init_args.pairs", "[[signal, image]]",
     ]  # fmt: skip
     assert cli.main(words) == 0
     path = command_line / "runs" / "smoke" / "here" / "checkpoints" / "last.ckpt"
