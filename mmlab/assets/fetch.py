@@ -33,6 +33,10 @@ class FetchError(OSError):
         super().__init__(f"{problem}\n{remedy}")
 
 
+class WrongFileError(FetchError):
+    """What was fetched is not what was asked for: never to be taken for a missing network."""
+
+
 class _CutError(Exception):
     """A connection ended early; another try may get further."""
 
@@ -83,7 +87,7 @@ def download(remote: Remote, folder: Path, *, waits: Sequence[float] = _WAITS) -
         found = sha256_of(part)
         if found != remote.sha256:
             part.unlink()
-            raise FetchError(
+            raise WrongFileError(
                 f"{remote.url} is not the file expected: its SHA-256 is {found}, not {remote.sha256}.",
                 remote.remedy,
             )
@@ -141,7 +145,7 @@ def _receive(remote: Remote, part: Path, show: Callable[[int], None]) -> None:
         start = start if resumed else 0
         announced = _total(response.headers, start)
         if announced is not None and remote.size is not None and announced != remote.size:
-            raise FetchError(
+            raise WrongFileError(
                 f"{remote.url} is not the file expected: the server announces {announced} bytes, "
                 f"not {remote.size}; a proxy or a login page may be in the way.",
                 remote.remedy,

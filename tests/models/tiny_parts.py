@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mmlab.assets import catalog
-from mmlab.assets.fetch import FetchError
+from mmlab.assets.fetch import FetchError, WrongFileError
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +75,8 @@ def asset() -> Callable[[str], str]:
     def fetched(name: str) -> str:
         try:
             catalog.resolve(name)
+        except WrongFileError:
+            raise
         except FetchError as error:
             pytest.skip(f"{name} cannot be fetched: {error}")
         return name
