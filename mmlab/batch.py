@@ -49,6 +49,8 @@ class Input:
     """Which samples own at least one row."""
     length: Int64[Tensor, " rows"] | None = None
     """Valid steps of each row, at least 1; None where rows have one size (images)."""
+    encoded: bool = False
+    """Whether `data` holds what the encoder gave once, tokens [rows, T, D], instead of what it reads."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:
@@ -60,7 +62,8 @@ class Input:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Input:
         """Copy to a device."""
-        return Input(
+        return replace(
+            self,
             data=self.data.to(device, non_blocking=non_blocking),
             owner=self.owner.to(device, non_blocking=non_blocking),
             present=self.present.to(device, non_blocking=non_blocking),
@@ -70,7 +73,13 @@ class Input:
     def pin_memory(self) -> Input:
         """Copy to page-locked memory, from which copies to a GPU can overlap with its work."""
         length = None if self.length is None else self.length.pin_memory()
-        return Input(self.data.pin_memory(), self.owner.pin_memory(), self.present.pin_memory(), length)
+        return replace(
+            self,
+            data=self.data.pin_memory(),
+            owner=self.owner.pin_memory(),
+            present=self.present.pin_memory(),
+            length=length,
+        )
 
     def select(self, samples: Int64[Tensor, " chosen"]) -> Input:
         """Keep the rows of some samples, renumbered in the order given.
@@ -91,7 +100,8 @@ class Input:
                 chosen.append(rows)
                 owner += [new] * len(rows)
         rows = torch.cat(chosen)
-        return Input(
+        return replace(
+            self,
             data=self.data[rows],
             owner=torch.tensor(owner, dtype=torch.int64, device=self.owner.device),
             present=self.present[samples],
@@ -121,6 +131,10 @@ class Batch:
     """As for images."""
     skips: tuple[Skip, ...] = field(default=())
     """What could not be read, with the reason."""
+    source: Int64[Tensor, " samples"] | None = None
+    """Which of `sources` each sample is from; None where the run reads one source."""
+    sources: tuple[str, ...] = ()
+    """Names of all sources of the run, the same in every batch; empty where it reads one."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -157,7 +171,8 @@ class Batch:
 
     def select(self, samples: Int64[Tensor, " chosen"]) -> Batch:
         """Keep some samples, in the order given; skips stay with the whole batch."""
-        return Batch(
+        return replace(
+            self,
             keys=tuple(self.keys[i] for i in samples.tolist()),
             place=self.place[samples],
             valid=self.valid[samples],
@@ -166,6 +181,8 @@ class Batch:
             text=None if self.text is None else self.text.select(samples),
             audio=None if self.audio is None else self.audio.select(samples),
             signal=None if self.signal is None else self.signal.select(samples),
+            skips=(),
+            source=None if self.source is None else self.source[samples],
         )
 
 

@@ -36,14 +36,17 @@ def collate(samples: Sequence[Sample], readers: Iterable[Reader]) -> Batch:
     A sample without rows of a modality gets one blank row that nobody owns, in its place: where no sample
     has several rows, row i belongs to sample i or to nobody.
     """
-    inputs = {reader.modality.value: _collate(samples, reader) for reader in readers}
+    inputs = {reader.modality: _collate(samples, reader) for reader in readers}
     return Batch(
         keys=tuple(sample.key for sample in samples),
         place=torch.tensor([sample.place for sample in samples], dtype=torch.int64),
         valid=torch.tensor([sample.valid for sample in samples], dtype=torch.bool),
         group=torch.tensor([s.group if s.valid else NOBODY for s in samples], dtype=torch.int64),
         skips=tuple(sample.skip for sample in samples if sample.skip is not None),
-        **inputs,
+        image=inputs.get(Modality.IMAGE),
+        text=inputs.get(Modality.TEXT),
+        audio=inputs.get(Modality.AUDIO),
+        signal=inputs.get(Modality.SIGNAL),
     )
 
 

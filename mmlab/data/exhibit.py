@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mmlab.data.audio import AudioReader
 from mmlab.data.image import ImageReader
 from mmlab.data.reader import Reader
-from mmlab.data.shards import RawSample
+from mmlab.data.samples import RawSample
 from mmlab.data.text import TextReader
 
 

@@ -22,7 +22,8 @@ from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
 from mmlab.data.order import WINDOW, EvaluationOrder, Lanes, Order, TrainingOrder
 from mmlab.data.reader import Reader
-from mmlab.data.shards import RawSample, ShardSet
+from mmlab.data.samples import RawSample
+from mmlab.data.shards import ShardSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
 from mmlab.data.stream import Stream

@@ -21,6 +21,7 @@ from jaxtyping import Int64
 
 from mmlab.data.decode import BrokenMember
 from mmlab.data.index import Index, ShardInfo, build_index, open_index, split_name
+from mmlab.data.samples import RawSample, SampleSet
 
 MEMBER_LIMIT = 256 * 2**20
 """Larger members, in bytes, are not read."""
@@ -32,14 +33,6 @@ _GAP = 2**20
 """Bytes that one read may span beyond a sample's own."""
 
 _V = TypeVar("_V")
-
-
-class RawSample(NamedTuple):
-    """One sample as it lies in its shard."""
-
-    key: str
-    members: dict[str, bytes]
-    """Contents by extension, in lower case."""
 
 
 class _Files(NamedTuple):
@@ -78,11 +71,11 @@ class _Recent(Generic[_V]):
         self.total = 0
 
 
-class ShardSet:
-    """Shards in a fixed order, of which any sample can be read.
+class ShardSet(SampleSet):
+    """Tars in a fixed order.
 
-    Pickles, and may be used in forked processes: files are opened where they are first read, and reading
-    moves no file position. Memory does not grow with the number of shards.
+    Files are opened where they are first read, and reading moves no file position. Memory does not grow with
+    the number of shards.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -129,6 +122,18 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths of the tars."""
+        return tuple(map(str, self.paths))
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Paths of the tars that are cut off or damaged; their complete samples are indexed."""
+        return tuple(
+            str(path) for path, index in zip(self.paths, self._indices, strict=True) if index.info.damage
+        )
 
     @property
     def infos(self) -> tuple[ShardInfo, ...]:

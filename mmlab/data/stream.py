@@ -15,7 +15,8 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
 from mmlab.data.order import Order, draw_seed
 from mmlab.data.reader import Reader
-from mmlab.data.shards import RawSample, ShardSet
+from mmlab.data.samples import RawSample
+from mmlab.data.shards import ShardSet
 from mmlab.data.text import TextReader
 
 

@@ -1,0 +1,65 @@
+"""What a stream reads: samples in numbered shards, wherever they come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+
+class RawSample(NamedTuple):
+    """One sample as it lies in its shard."""
+
+    key: str
+    members: dict[str, bytes]
+    """Contents by extension, in lower case."""
+
+
+class SampleSet(ABC):
+    """Samples in a fixed order, of which any can be read.
+
+    Pickles, and may be used in forked processes.
+    """
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the shards, for messages."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> Int64[np.ndarray, " shards"]:
+        """Samples of each shard."""
+
+    @property
+    @abstractmethod
+    def extensions(self) -> dict[str, int]:
+        """How many samples have each extension."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of all that says which samples these are, and in which order."""
+
+    @property
+    @abstractmethod
+    def damaged(self) -> tuple[str, ...]:
+        """Names of the shards that are cut off or damaged; their complete samples are there."""
+
+    @abstractmethod
+    def key(self, shard: int, sample: int) -> str:
+        """The key of a sample."""
+
+    @abstractmethod
+    def read(self, shard: int, sample: int) -> RawSample:
+        """Read one sample.
+
+        Raises:
+            BrokenMember: A member is too large, or the shard ends before it.
+        """
+
+    def announce(self, shards: Sequence[int]) -> None:  # noqa: B027  (local files need nothing)
+        """Say which shards will be read soon, the first first: remote ones are fetched ahead."""
