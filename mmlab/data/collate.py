@@ -28,13 +28,20 @@ class Sample:
     """The rows of each modality that it has."""
     skip: Skip | None = None
     """Why it could not be read."""
+    source: int = 0
+    """Number of its source."""
 
 
-def collate(samples: Sequence[Sample], readers: Iterable[Reader]) -> Batch:
+def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Sequence[str] = ()) -> Batch:
     """Put samples into one batch, with an input for every reader.
 
     A sample without rows of a modality gets one blank row that nobody owns, in its place: where no sample
     has several rows, row i belongs to sample i or to nobody.
+
+    Args:
+        samples: In the order of their places.
+        readers: One for each modality.
+        sources: Names of the run's sources, where it has several.
     """
     inputs = {reader.modality: _collate(samples, reader) for reader in readers}
     return Batch(
@@ -43,6 +50,8 @@ def collate(samples: Sequence[Sample], readers: Iterable[Reader]) -> Batch:
         valid=torch.tensor([sample.valid for sample in samples], dtype=torch.bool),
         group=torch.tensor([s.group if s.valid else NOBODY for s in samples], dtype=torch.int64),
         skips=tuple(sample.skip for sample in samples if sample.skip is not None),
+        source=torch.tensor([s.source for s in samples], dtype=torch.int64) if sources else None,
+        sources=tuple(sources),
         image=inputs.get(Modality.IMAGE),
         text=inputs.get(Modality.TEXT),
         audio=inputs.get(Modality.AUDIO),
@@ -65,4 +74,5 @@ def _collate(samples: Sequence[Sample], reader: Reader) -> Input:
         owner=torch.tensor(owner, dtype=torch.int64),
         present=torch.tensor(present, dtype=torch.bool),
         length=length,
+        encoded=reader.encoded,
     )

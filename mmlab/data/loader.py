@@ -12,6 +12,9 @@ from mmlab.batch import Batch
 from mmlab.data.stream import Stream
 from mmlab.data.text import TOKENIZERS, TextReader
 
+_AHEAD = 64
+"""Steps of a worker that remote shards are fetched ahead."""
+
 
 class _Steps(IterableDataset[Batch]):
     """The batches of a stream from a step on.
@@ -27,7 +30,13 @@ class _Steps(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        announced = step
         while self.stream.seed is not None or step < self.stream.order.steps:
+            # Two at a time: the first batches need not wait until all of what comes ahead is known.
+            for _ in range(2):
+                if announced <= step + _AHEAD * stride:
+                    self.stream.announce(announced)
+                    announced += stride
             yield self.stream.batch(step)
             step += stride
 

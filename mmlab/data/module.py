@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
-from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mmlab.assets.cache import cache_dir
 from mmlab.data.audio import AudioReader
 from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
-from mmlab.data.order import WINDOW, EvaluationOrder, Lanes, Order, TrainingOrder
+from mmlab.data.order import EvaluationOrder, Order
+from mmlab.data.parts import Mixture, Split, Splits, open_samples
+from mmlab.data.plan import Loading, plan_training
 from mmlab.data.reader import Reader
-from mmlab.data.samples import RawSample
-from mmlab.data.shards import ShardSet
+from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
 from mmlab.data.stream import Stream
 from mmlab.data.text import TextReader
-
-Split = Literal["train", "val", "test", "predict"]
 
 _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
     TrainerFn.FITTING: ("train", "val"),
@@ -40,43 +34,6 @@ _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
 _LOOKED_AT = 256
 """Samples, spread over the training shards, that are searched for each modality before training."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Which shards are what: paths, patterns (`*`, `?`) or ranges (`train-{000000..000099}.tar`).
-
-    They are relative to the source's folder where there is a source. There, a split that is left out is
-    `<split>-*.tar`, if there are any; without a source, a split that is left out does not exist.
-    """
-
-    train: str | list[str] | None = None
-    val: str | list[str] | None = None
-    test: str | list[str] | None = None
-    predict: str | list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How batches are formed and built."""
-
-    eval_batch_size: int | None = None
-    """Global batch size of evaluation; None: that of training."""
-    num_workers: int = 0
-    """Processes of each rank that build batches; must divide the lane groups. 0: the rank builds its own."""
-    seed: int = 0
-    """Of the order of samples and of augmentation."""
-    group_by: str = "caption"
-    """What makes two samples positives of each other: `caption`, `key`, or a field such as `json.group`."""
-    lanes: Lanes | None = None
-    """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
-    batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""
-    unit: Literal["auto", "sample", "shard"] = "auto"
-    """What is permuted: all samples, or whole shards and windows of samples; auto: samples up to 2**20."""
-    window: int = WINDOW
-    """Samples that are permuted together, where whole shards are permuted."""
-
-
 _SPLITS = Splits()
 _LOADING = Loading()
 
@@ -88,7 +45,7 @@ class ShardData(LightningDataModule):
         self,
         *,
         batch_size: int,
-        source: Source | None = None,
+        source: Source | Mixture | None = None,
         splits: Splits = _SPLITS,
         image: ImageReader | None = None,
         text: TextReader | None = None,
@@ -100,7 +57,8 @@ class ShardData(LightningDataModule):
 
         Args:
             batch_size: Global batch size, over all ranks.
-            source: A public data set that brings its shards; None: `splits` says where they are.
+            source: A public data set that brings its shards, or a mixture of several; None: `splits` says
+                where the shards are.
             splits: Which shards are what.
             image: How pictures are read; None: they are not.
             text: How text is read; None: it is not.
@@ -116,16 +74,17 @@ class ShardData(LightningDataModule):
         self.loading = loading
         if not self.readers:
             raise ValueError("the data read no modality: set at least one of image, text, audio, signal")
-        self._shards: dict[Split, ShardSet] = {}
+        self._shards: dict[Split, SampleSet] = {}
         self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
 
     def prepare_data(self) -> None:
         """Fetch and convert the source, index the shards, fetch tokenizers: in one process of each node."""
-        for split in ("train", "val", "test", "predict"):
-            self._find(split)
         for reader in self.readers:
             reader.prepare()
+        found = {split: self._find(split) for split in get_args(Split)}
+        if found["train"] is not None and self.loading.bucketing is not None:
+            self._order("train", found["train"])  # the lengths that it measures are kept
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards of a stage and check all that can be checked before it runs.
@@ -137,66 +96,51 @@ class ShardData(LightningDataModule):
         ranks, _ = self._ranks()
         stage = TrainerFn.FITTING if stage is None else TrainerFn(stage)
         for split in _STAGES[stage]:
-            shards = self._find(split)
-            if shards is None:
-                if split == "val" and stage is TrainerFn.FITTING:
-                    # Lightning validates whenever this method is not the base class's own.
-                    self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-                    continue
-                raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
-            damaged = [path for path, info in zip(shards.paths, shards.infos, strict=True) if info.damage]
-            if damaged:
+            if split == "val" and stage is TrainerFn.FITTING and not self.has(split):
+                # Lightning validates whenever this method is not the base class's own.
+                self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+                continue
+            shards, order = self.plan(split)
+            if shards.damaged:
                 _log.warning(
                     "%d of %d %s shards are cut off or damaged (%s); their complete samples are used",
-                    len(damaged), len(shards), split, damaged[0],
+                    len(shards.damaged), len(shards.counts), split, shards.damaged[0],
                 )  # fmt: skip
-            order = self._order(split, shards)
             order.check(ranks, self.loading.num_workers)
             if split == "train":
                 self._check_modalities(shards, order)
             self._shards[split], self._orders[split] = shards, order
 
-    def _find(self, split: Split) -> ShardSet | None:
-        """The shards of a split, or None where it does not exist."""
-        patterns: str | Sequence[str] | None = getattr(self.splits, split)
-        if self.source is None:
-            return None if patterns is None else ShardSet.find(patterns)
-        folder = self._folder(self.source)
-        if patterns is None:
-            patterns = f"{split}-*.tar"
-            if not any(folder.glob(patterns)):
-                return None
-        return ShardSet.find(patterns, folder=folder)
+    def _find(self, split: Split) -> SampleSet | None:
+        """The samples of a split, or None where it does not exist."""
+        return open_samples(self.source, self.splits, split)
 
-    def _folder(self, source: Source) -> Path:
-        locks = cache_dir() / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{source.name}.lock"):
-            return source.prepare()
-
-    def _order(self, split: Split, shards: ShardSet) -> Order:
-        samples = int(shards.counts.sum())
-        if samples == 0:
-            raise ValueError(f"the {split} shards hold no samples ({shards.paths[0]}, ...)")
-        settings = self.loading
-        if split != "train":
-            size = self.batch_size if settings.eval_batch_size is None else settings.eval_batch_size
-            return EvaluationOrder(shards.counts, batch_size=size)
-        if samples < self.batch_size:
-            raise ValueError(
-                f"{samples} training samples are fewer than one global batch of {self.batch_size}: lower "
-                f"data.batch_size to at most {samples}"
+    def _order(self, split: Split, shards: SampleSet) -> Order:
+        if int(shards.counts.sum()) == 0:
+            raise ValueError(f"the {split} shards hold no samples ({shards.names[0]}, ...)")
+        if split == "train":
+            return plan_training(
+                shards,
+                batch_size=self.batch_size,
+                loading=self.loading,
+                mixture=self.source if isinstance(self.source, Mixture) else None,
+                readers=self.readers,
             )
-        return TrainingOrder(
-            shards.counts,
-            batch_size=self.batch_size,
-            seed=settings.seed,
-            lanes=settings.lanes,
-            unit=settings.unit,
-            window=settings.window,
-        )
+        size = self.loading.eval_batch_size
+        return EvaluationOrder(shards.counts, batch_size=self.batch_size if size is None else size)
 
-    def _check_modalities(self, shards: ShardSet, order: Order) -> None:
+    def plan(self, split: Split) -> tuple[SampleSet, Order]:
+        """The samples of a split and their order, without a trainer; prepares the source.
+
+        Raises:
+            ValueError: As for :meth:`setup`.
+        """
+        shards = self._find(split)
+        if shards is None:
+            raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
+        return shards, self._order(split, shards)
+
+    def _check_modalities(self, shards: SampleSet, order: Order) -> None:
         """Raise ValueError for a modality that none of the samples looked at has."""
         numbers = np.unique(np.linspace(0, order.samples - 1, _LOOKED_AT).astype(np.int64))
         stored = EvaluationOrder(shards.counts, batch_size=1)
@@ -292,22 +236,26 @@ class ShardData(LightningDataModule):
         """Check that a resumed run reads what it would have read.
 
         Raises:
-            ValueError: Shards, seed, batch size or lanes differ from the checkpoint's.
+            ValueError: Shards, seed, batch size or lanes differ from the checkpoint's, and `loading.exact`.
         """
         if "train" not in self._orders or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         now, then = self._identity(), state.get("order", {})
-        differing = [f"{name} {then[name]} -> {now[name]}" for name in then if then[name] != now.get(name)]
-        if differing:
+        differing = [
+            f"{name} {then.get(name)} -> {now.get(name)}"
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
+        ]
+        if differing and self.loading.exact:
             raise ValueError(
                 f"the checkpoint was trained on another order of samples ({', '.join(differing)}): restore "
-                "these values to go on exactly, or start a new run from its weights"
+                "these values to go on exactly, or set data.loading.exact to false to go on with the new ones"
             )
+        if differing:
+            _log.warning("the order of samples changes at this step: %s", ", ".join(differing))
 
     def _identity(self) -> dict[str, int | str]:
-        order = self._orders["train"]
-        assert isinstance(order, TrainingOrder)
-        return {"shards": self.digest("train"), **order.settings}
+        return {"shards": self.digest("train"), **self._orders["train"].settings}
 
     def has(self, split: Split) -> bool:
         """Whether there are shards of a split; prepares the source."""

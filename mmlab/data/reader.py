@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -26,6 +27,16 @@ class Reader(ABC):
     """Reads one modality of a sample. Built in one process, used in others: it must pickle."""
 
     modality: ClassVar[Modality]
+    steps_per_unit: float = 1.0
+    """Steps of a row in what people count its length in: tokens, seconds, steps."""
+    encoded: ClassVar[bool] = False
+    """Whether rows are what the encoder gave once; see :attr:`mmlab.batch.Input.encoded`."""
+
+    @property
+    def identity(self) -> str:
+        """Class and settings: what decides, with the members, what is read."""
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return json.dumps({"class": type(self).__name__, **settings}, sort_keys=True, default=str)
 
     def prepare(self) -> None:  # noqa: B027  (most readers need nothing)
         """Fetch what reading needs; called in one process of a node before training."""
@@ -53,6 +64,14 @@ class Reader(ABC):
         Raises:
             BrokenMember: A member is there but cannot be read.
         """
+
+    def steps(self, members: Mapping[str, bytes]) -> int:
+        """The most steps that a row of a sample can have; 0 where it has none.
+
+        Raises:
+            BrokenMember: As for :meth:`read`.
+        """
+        return max((len(row) for row in self.read(members, None)), default=0)
 
     @abstractmethod
     def blank(self) -> Tensor:

@@ -49,6 +49,20 @@ class SampleSet(ABC):
     def damaged(self) -> tuple[str, ...]:
         """Names of the shards that are cut off or damaged; their complete samples are there."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether shards must be fetched before they can be read."""
+        return False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that the shards are from; empty where there is one without a name."""
+        return ()
+
+    def source(self, shard: int) -> int:
+        """Number of a shard's source."""
+        return 0
+
     @abstractmethod
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample."""

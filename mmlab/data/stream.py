@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,10 +14,10 @@ from mmlab.batch import NOBODY, Batch, Modality, Skip
 from mmlab.data.collate import Sample, collate
 from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
-from mmlab.data.order import Order, draw_seed
+from mmlab.data.order import Order
+from mmlab.data.randomness import draw_seed
 from mmlab.data.reader import Reader
-from mmlab.data.samples import RawSample
-from mmlab.data.shards import ShardSet
+from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.text import TextReader
 
 
@@ -25,7 +26,7 @@ class Stream:
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: SampleSet,
         order: Order,
         readers: Sequence[Reader],
         *,
@@ -37,7 +38,7 @@ class Stream:
         """Settings.
 
         Args:
-            shards: What `order` counts.
+            shards: The samples that `order` counts.
             order: Which sample stands where.
             readers: One for each modality to read.
             seed: Of the random numbers of augmentation, in training. None: evaluation, which draws none.
@@ -49,6 +50,8 @@ class Stream:
         """
         self.shards = shards
         self.order = order
+        # An order keeps the windows that it is in; looking ahead would throw them out again and again.
+        self._scout = copy.deepcopy(order) if shards.remote else order
         self.readers = tuple(readers)
         self.text = next((reader for reader in readers if isinstance(reader, TextReader)), None)
         self.seed = seed
@@ -63,7 +66,13 @@ class Stream:
             self._sample(int(shard), int(sample), int(place))
             for shard, sample, place in zip(*places, strict=True)
         ]
-        return collate(samples, self.readers)
+        return collate(samples, self.readers, sources=self.shards.sources)
+
+    def announce(self, step: int) -> None:
+        """Say that a step comes up, for what must be fetched ahead."""
+        if self.shards.remote:
+            places = self._scout.places(step, rank=self.rank, ranks=self.ranks)
+            self.shards.announce(list(dict.fromkeys(s for s in places.shard.tolist() if s != NOBODY)))
 
     def _sample(self, shard: int, sample: int, place: int) -> Sample:
         if shard == NOBODY:
@@ -80,8 +89,10 @@ class Stream:
             group = self._group(raw, shard, sample)
         except BrokenMember as error:
             key = self.shards.key(shard, sample)
-            return Sample(key=key, place=place, group=NOBODY, valid=False, skip=Skip(key, f"{at}: {error}"))
-        return Sample(key=raw.key, place=place, group=group, rows=rows)
+            skip = Skip(key, f"{at}: {error}")
+            source = self.shards.source(shard)
+            return Sample(key=key, place=place, group=NOBODY, valid=False, skip=skip, source=source)
+        return Sample(key=raw.key, place=place, group=group, rows=rows, source=self.shards.source(shard))
 
     def _group(self, raw: RawSample, shard: int, sample: int) -> int:
         if self.group_by == "key":

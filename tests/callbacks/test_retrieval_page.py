@@ -26,10 +26,11 @@ from mmlab.batch import Batch, Embeddings, Modality
 from mmlab.callbacks.retrieval_page import RetrievalPage
 from mmlab.data.audio import AudioReader
 from mmlab.data.image import ImageReader
-from mmlab.data.module import ShardData, Splits
+from mmlab.data.module import ShardData
+from mmlab.data.parts import Splits
 from mmlab.data.shards import write_shards
 from mmlab.data.text import TextReader
-from mmlab.metrics.ranking import RetrievalMetrics
+from mmlab.metrics.retrieval import RetrievalMetrics
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
 

@@ -14,8 +14,10 @@ import torch
 
 from mmlab.batch import Batch
 from mmlab.data.image import ImageReader
-from mmlab.data.module import Loading, ShardData, Splits
-from mmlab.data.order import Lanes
+from mmlab.data.lanes import Lanes
+from mmlab.data.module import ShardData
+from mmlab.data.parts import Splits
+from mmlab.data.plan import Loading
 from mmlab.data.shards import write_shards
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source

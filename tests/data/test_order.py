@@ -14,15 +14,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmlab.data.order import (
-    EvaluationOrder,
-    Lanes,
-    Places,
-    TrainingOrder,
-    draw_seed,
-    permutation,
-    random_words,
-)
+from mmlab.data.lanes import Lanes
+from mmlab.data.order import EvaluationOrder, Places, TrainingOrder
+from mmlab.data.randomness import draw_seed, permutation, random_words
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -56,7 +50,7 @@ def lane_draws(order: TrainingOrder, epochs: int) -> dict[tuple[int, int], list[
     """What each lane draws in its first epochs, collected from the batches."""
     ranks, groups = order.lanes.ranks, order.lanes.groups
     share = order.batch_size // ranks
-    turns = math.ceil(epochs * order.lane_samples / share)
+    turns = math.ceil(epochs * order.draws.lane_samples / share)
     drawn: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for step in range(turns * groups):
         batch = names(order.places(step))
@@ -71,12 +65,12 @@ def lane_draws(order: TrainingOrder, epochs: int) -> dict[tuple[int, int], list[
 def test_each_sample_at_most_once_an_epoch_and_few_missing(arguments: dict[str, Any]) -> None:
     order = TrainingOrder(**arguments)
     drawn = lane_draws(order, epochs=2)
-    length = order.lane_samples
+    length = order.draws.lane_samples
     for epoch in range(2):
         seen = [s for lane in drawn.values() for s in lane[epoch * length : (epoch + 1) * length]]
         assert len(set(seen)) == len(seen) == order.lanes.count * length
         assert order.samples - len(seen) < order.lanes.count
-        assert all(0 <= sample < order.counts[shard] for shard, sample in seen)
+        assert all(0 <= sample < order.draws.counts[shard] for shard, sample in seen)
 
 
 @quick
@@ -110,7 +104,7 @@ def test_a_worker_touches_only_its_lane_groups(arguments: dict[str, Any], data: 
     order = TrainingOrder(**arguments)
     workers = data.draw(st.sampled_from(divisors(order.lanes.groups)))
     order.check(1, workers)
-    length = order.lane_samples
+    length = order.draws.lane_samples
     # Steps that draw from the first epoch alone.
     steps = range(length * order.lanes.ranks // order.batch_size * order.lanes.groups)
     seen = [
@@ -125,7 +119,7 @@ def test_what_is_left_out_changes_from_epoch_to_epoch(unit: str) -> None:
     order = TrainingOrder([100, 3], batch_size=8, seed=1, lanes=Lanes(8, 2), unit=unit)  # type: ignore[arg-type]
     drawn = lane_draws(order, epochs=40)
     everything = {(0, i) for i in range(100)} | {(1, i) for i in range(3)}
-    length = order.lane_samples
+    length = order.draws.lane_samples
     missing = [
         frozenset(everything - {s for lane in drawn.values() for s in lane[e * length : (e + 1) * length]})
         for e in range(40)
@@ -154,7 +148,7 @@ def test_epochs_are_shuffled_and_differ(unit: str) -> None:
 def test_a_perfect_shuffle_spreads_a_sorted_set_over_every_batch() -> None:
     # Ten classes, stored one after the other; 64 draws with replacement see about 9.99 of them.
     order = TrainingOrder([1000] * 10, batch_size=64, seed=0)
-    assert order.unit == "sample"
+    assert order.draws.unit == "sample"
     classes = [len(set(order.places(step).shard.tolist())) for step in range(order.steps)]
     assert np.mean(classes) > 9.9
 
@@ -168,12 +162,12 @@ def test_windows_mix_a_sorted_shard() -> None:
 
 def test_windows_have_equal_length() -> None:
     order = TrainingOrder([1001], batch_size=1, seed=0, lanes=Lanes(1, 1), unit="shard", window=1000)
-    assert order.window == 501
+    assert order.draws.window == 501
 
 
 def test_auto_unit_follows_the_sample_count() -> None:
-    assert TrainingOrder([2**20], batch_size=8, seed=0).unit == "sample"
-    assert TrainingOrder([2**20, 1], batch_size=8, seed=0).unit == "shard"
+    assert TrainingOrder([2**20], batch_size=8, seed=0).draws.unit == "sample"
+    assert TrainingOrder([2**20, 1], batch_size=8, seed=0).draws.unit == "shard"
 
 
 def test_steps_are_rounded_and_at_least_one() -> None:
@@ -295,7 +289,8 @@ def test_a_million_shards_are_planned_quickly_in_little_memory() -> None:
     script = """
 import resource, time
 import numpy as np
-from mmlab.data.order import Lanes, TrainingOrder
+from mmlab.data.lanes import Lanes
+from mmlab.data.order import TrainingOrder
 TrainingOrder([100], batch_size=1, seed=0).places(0)
 counts = np.full(10**6, 10**4)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

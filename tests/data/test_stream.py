@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mmlab.batch import NOBODY, Batch, Modality, Skip
 from mmlab.data.collate import Sample, collate
+from mmlab.data.lanes import Lanes
 from mmlab.data.loader import Loader
-from mmlab.data.order import EvaluationOrder, Lanes, TrainingOrder
+from mmlab.data.order import EvaluationOrder, TrainingOrder
 from mmlab.data.reader import Reader
 from mmlab.data.shards import ShardSet, write_shards
 from mmlab.data.signal import SignalReader

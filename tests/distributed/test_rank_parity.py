@@ -21,7 +21,8 @@ from mmlab import collectives
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
 from mmlab.data.image import ImageReader
-from mmlab.data.module import Loading, ShardData
+from mmlab.data.module import ShardData
+from mmlab.data.plan import Loading
 from mmlab.data.signal import SignalReader
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.image import ImageEncoder
