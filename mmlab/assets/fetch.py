@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
+import io
 import os
 import re
 import time
@@ -13,15 +15,20 @@ import urllib.response
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from mmlab.assets.progress import progress
 
-_Response = http.client.HTTPResponse | urllib.response.addinfourl
-_CHUNK = 1 << 18
-_SILENCE = 60.0
+CHUNK = 1 << 18
+"""Bytes read at a time."""
+SILENCE = 60.0
 """Seconds without a byte after which a connection counts as cut."""
+_SLOW = 1 << 10
+"""Bytes a second below which a connection counts as cut too."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that is full."""
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the tries that bring nothing new."""
 
@@ -37,8 +44,22 @@ class WrongFileError(FetchError):
     """What was fetched is not what was asked for: never to be taken for a missing network."""
 
 
-class _CutError(Exception):
+class RefusedError(Exception):
+    """There is no such file, or no leave to read it: another try would end in the same way."""
+
+
+class CutError(Exception):
     """A connection ended early; another try may get further."""
+
+    def __init__(self, problem: str, *, anew: bool = False) -> None:
+        """Say what happened.
+
+        Args:
+            problem: In words.
+            anew: What was received so far is worth nothing.
+        """
+        super().__init__(problem)
+        self.anew = anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,31 @@ class Remote:
     """Bytes, or None where the index does not tell."""
     remedy: str
     """What a person does when the download fails: the command that fetches the file by hand."""
+
+
+class Answer(NamedTuple):
+    """The bytes of a file from some place on."""
+
+    read: Callable[[int], bytes]
+    """Returns at most so many bytes, none at the end; raises :class:`CutError`."""
+    close: Callable[[], None]
+    start: int = 0
+    """Where in the file these bytes begin."""
+    total: int | None = None
+    """Size of the whole file, if it is known."""
+    version: str | None = None
+    """Differs, where it is known, once the file has another content."""
+
+
+class Origin(NamedTuple):
+    """Where the bytes of one file come from."""
+
+    url: str
+    size: int | None
+    """Bytes that the file must have, if it is known."""
+    remedy: str
+    ask: Callable[[int], Answer]
+    """Asks for the bytes from some place on; raises :class:`CutError` and :class:`RefusedError`."""
 
 
 def sha256_of(path: Path) -> str:
@@ -83,7 +129,10 @@ def download(remote: Remote, folder: Path, *, waits: Sequence[float] = _WAITS) -
     part = folder / f"{remote.name}.{remote.sha256[:8]}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _complete(remote, part, waits)
+        title = f"fetching {remote.name} ({_megabytes(remote.size)})"
+        origin = Origin(remote.url, remote.size, remote.remedy, partial(ask, remote.url))
+        with progress(title, total=remote.size, in_bytes=True) as show:
+            complete(part, origin, waits=waits, grow=lambda size, total: show(size))
         found = sha256_of(part)
         if found != remote.sha256:
             part.unlink()
@@ -92,6 +141,8 @@ def download(remote: Remote, folder: Path, *, waits: Sequence[float] = _WAITS) -
                 remote.remedy,
             )
         os.replace(part, final)
+    except RefusedError as error:
+        raise FetchError(f"cannot fetch {remote.url}: {error}.", remote.remedy) from error
     except FetchError:
         raise
     except OSError as error:
@@ -103,97 +154,166 @@ def download(remote: Remote, folder: Path, *, waits: Sequence[float] = _WAITS) -
     return final
 
 
-def _complete(remote: Remote, part: Path, waits: Sequence[float]) -> None:
-    """Bring the part to its full size, over as many connections as that takes."""
+def complete(
+    part: Path,
+    origin: Origin,
+    *,
+    waits: Sequence[float] = _WAITS,
+    grow: Callable[[int, int | None], None] = lambda size, total: None,
+    make_room: Callable[[], bool] = lambda: False,
+) -> None:
+    """Bring a part of a file to its full size, over as many connections as that takes.
+
+    Args:
+        part: What is there already, or will be.
+        origin: Where the rest comes from.
+        waits: Seconds before each further try; the count starts again whenever a try got further.
+        grow: Called with the size that the part is about to have, before it has it, and with the size that
+            it will have in the end, if that is known; may raise.
+        make_room: Called when the disk is full; says whether there is room now.
+
+    Raises:
+        RefusedError: There is no such file, or no leave to read it.
+        FetchError: The tries are used up, or the file has another size.
+        OSError: The disk refuses.
+    """
     remaining = list(waits)
-    best = part.stat().st_size if part.exists() else 0
-    title = f"fetching {remote.name} ({_megabytes(remote.size)})"
-    with progress(title, total=remote.size, in_bytes=True) as show:
-        while True:
-            try:
-                _receive(remote, part, show)
-                return
-            except _CutError as cut:
-                size = part.stat().st_size if part.exists() else 0
-                if size > best:
-                    best, remaining = size, list(waits)
-                elif not remaining:
-                    raise FetchError(f"cannot fetch {remote.url}: {cut}.", remote.remedy) from cut
-            time.sleep(remaining.pop(0) if remaining else 0.0)
+    best = _size(part)
+    version: list[str | None] = [None]
+    while True:
+        began = time.monotonic()
+        try:
+            _receive(part, origin, version, grow)
+            return
+        except CutError as cut:
+            if cut.anew:
+                part.unlink(missing_ok=True)
+            gain = _size(part) - best
+            if gain > _SLOW * (time.monotonic() - began):  # less would go on for days
+                best, remaining = best + gain, list(waits)
+            elif not remaining:
+                raise FetchError(f"cannot fetch {origin.url}: {cut}.", origin.remedy) from cut
+        except OSError as error:
+            if error.errno not in FULL or not make_room():
+                raise
+            continue
+        time.sleep(remaining.pop(0) if remaining else 0.0)
 
 
-def _receive(remote: Remote, part: Path, show: Callable[[int], None]) -> None:
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _receive(
+    part: Path, origin: Origin, version: list[str | None], grow: Callable[[int, int | None], None]
+) -> None:
     """Append to the part what one connection brings.
 
     Raises:
-        _CutError: The connection ended before the file did.
-        FetchError: Another try would end in the same way.
+        CutError: The connection ended before the file did.
+        RefusedError, FetchError: Another try would end in the same way.
         OSError: The disk refuses.
     """
-    start = part.stat().st_size if part.exists() else 0
-    if start == remote.size:
+    start = _size(part)
+    if start == origin.size:
         return
-    response = _connect(remote, part, start)
-    if response is None:
-        return
-    with response:
-        resumed = response.status == 206 and _first_byte(response.headers) == start
-        if response.status == 206 and not resumed:
-            # Appended at the wrong place, the bytes of this answer would spoil what is there.
-            part.unlink(missing_ok=True)
-            raise _CutError("the server sent another range than the one asked for")
-        start = start if resumed else 0
-        announced = _total(response.headers, start)
-        if announced is not None and remote.size is not None and announced != remote.size:
+    answer = origin.ask(start)
+    try:
+        # Appended to another version or at the wrong place, these bytes would spoil what is there.
+        if answer.start not in (0, start):
+            raise CutError("the server sent another range than the one asked for", anew=True)
+        if answer.start == 0:
+            version[0] = None
+        if None not in (version[0], answer.version) and version[0] != answer.version:
+            raise CutError("the file changed on the server while it was fetched", anew=True)
+        if None not in (answer.total, origin.size) and answer.total != origin.size:
             raise WrongFileError(
-                f"{remote.url} is not the file expected: the server announces {announced} bytes, "
-                f"not {remote.size}; a proxy or a login page may be in the way.",
-                remote.remedy,
+                f"{origin.url} is not the file expected: the server announces {answer.total} bytes, "
+                f"not {origin.size}; a proxy or a login page may be in the way.",
+                origin.remedy,
             )
-        with part.open("ab" if resumed else "wb") as file:
-            received = start + _copy(response, file, lambda done: show(start + done))
-    total = announced if remote.size is None else remote.size
+        version[0] = version[0] or answer.version
+        grow(answer.start, answer.total)
+        with part.open("ab" if answer.start > 0 else "wb") as file:
+            received = answer.start + _copy(answer, file, grow)
+    finally:
+        answer.close()
+    total = answer.total if origin.size is None else origin.size
     if total is not None and received < total:
-        raise _CutError(f"the connection ended after {received} of {total} bytes")
+        raise CutError(f"the connection ended after {received} of {total} bytes")
 
 
-def _connect(remote: Remote, part: Path, start: int) -> _Response | None:
-    """Ask for the file from byte `start` on; None where the part turns out to be whole."""
-    request = urllib.request.Request(remote.url, headers={"Accept-Encoding": "identity"})
+def _copy(answer: Answer, file: BinaryIO, grow: Callable[[int, int | None], None]) -> int:
+    """Copy an answer to a file; returns the number of bytes."""
+    done = 0
+    while chunk := answer.read(CHUNK):
+        grow(answer.start + done + len(chunk), answer.total)
+        file.write(chunk)
+        done += len(chunk)
+    return done
+
+
+def ask(url: str, start: int, *, silence: float = SILENCE, method: str = "GET") -> Answer:
+    """Ask for an `http:`, `https:` or `file:` address from byte `start` on.
+
+    Args:
+        url: The address; redirections are followed.
+        start: The first byte wanted. A server that knows no ranges answers from 0 on.
+        silence: Seconds without a byte after which a connection counts as cut.
+        method: `HEAD` asks for the size and version alone.
+
+    Raises:
+        CutError: Another try may get further.
+        RefusedError: The server has no such file or does not give it.
+    """
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"}, method=method)
     if start > 0:
         request.add_header("Range", f"bytes={start}-")
     try:
-        response: _Response = urllib.request.urlopen(request, timeout=_SILENCE)
-        return response
+        response = urllib.request.urlopen(request, timeout=silence)
     except urllib.error.HTTPError as error:
         error.close()
         answer = f"the server answered {error.code} {error.reason}"
         if error.code == 416:
-            if remote.size is None and _total(error.headers, 0) == start:
-                return None
-            part.unlink()
-        elif error.code not in (408, 429) and error.code < 500:
-            raise FetchError(f"cannot fetch {remote.url}: {answer}.", remote.remedy) from error
-        raise _CutError(answer) from error
+            if _total(error.headers, 0) == start:  # nothing is missing
+                return Answer(io.BytesIO().read, lambda: None, start, start)
+            raise CutError(answer, anew=True) from error
+        if error.code not in (408, 429) and error.code < 500:
+            raise RefusedError(answer) from error
+        raise CutError(answer) from error
     except urllib.error.URLError as error:
-        raise _CutError(str(error.reason)) from error
+        raise CutError(str(error.reason)) from error
     except (http.client.HTTPException, OSError) as error:
-        raise _CutError(str(error) or type(error).__name__) from error
+        raise CutError(str(error) or type(error).__name__) from error
+    headers = response.headers
+    first = _first_byte(headers) if response.status == 206 else 0
+    version = headers.get("ETag") or headers.get("Last-Modified")
+    if first is None:
+        response.close()
+        raise CutError("the server sent another range than the one asked for", anew=True)
+    return Answer(_reader(response.read1, silence), response.close, first, _total(headers, first), version)
 
 
-def _copy(response: _Response, file: BinaryIO, show: Callable[[int], None]) -> int:
-    """Copy the rest of an answer to a file; returns the number of bytes."""
-    done = 0
-    while True:
+def _reader(read: Callable[[int], bytes], silence: float) -> Callable[[int], bytes]:
+    """Reading from a connection, which may neither break nor trickle."""
+    since, brought = time.monotonic(), 0
+
+    def read_on(size: int) -> bytes:
+        nonlocal since, brought
         try:
-            chunk = response.read(_CHUNK)
+            chunk = read(size)
         except (http.client.HTTPException, OSError) as error:
-            raise _CutError(str(error) or type(error).__name__) from error
-        if not chunk:
-            return done
-        file.write(chunk)
-        done += len(chunk)
-        show(done)
+            raise CutError(str(error) or type(error).__name__) from error
+        brought += len(chunk)
+        now = time.monotonic()
+        if now - since > silence:
+            # Writing the last chunk may have taken long; only a server that sent little is slow.
+            if chunk and brought < _SLOW * silence:
+                raise CutError(f"the server sends less than {_SLOW} bytes a second")
+            since, brought = now, 0
+        return chunk
+
+    return read_on
 
 
 def _first_byte(headers: Message) -> int | None:

@@ -52,6 +52,11 @@ class ChainedSet(SampleSet):
         return np.concatenate([part.counts for part in self._parts])
 
     @property
+    def sizes(self) -> Int64[np.ndarray, " shards"]:
+        """Bytes to fetch of each shard."""
+        return np.concatenate([part.sizes for part in self._parts])
+
+    @property
     def extensions(self) -> dict[str, int]:
         """How many samples of all sources have each extension."""
         total: dict[str, int] = {}

@@ -11,17 +11,29 @@ import hashlib
 import json
 import os
 import re
-import tarfile
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
 
 from mmlab.assets.cache import cache_dir
+from mmlab.data.decode import BrokenMember
+from mmlab.data.tar import BLOCK, DamagedTar, Member, read_members
 
 VERSION = 1
-_BLOCK = 512
+_HEAD_LIMIT = 4 * 2**20
+"""Bytes of an index's first line, most of which are the extensions."""
+_LINE_LIMIT = 16 * 2**20
+"""Bytes of a sample's line: names have 1 MiB at most, and a byte of them six letters of JSON at most."""
+_BLOWUP = 8
+"""An index is at most this much larger than its tar, by the same reckoning."""
+_LIES = "index does not fit its shard"
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)", re.DOTALL)  # webdataset's own, but for line breaks
 
 
@@ -74,19 +86,31 @@ def open_index(tar: Path) -> Index:
     Raises:
         ValueError: No such file, no tar, or nowhere to keep the index.
     """
-    try:
-        now = os.stat(tar)
-    except OSError as error:
-        raise ValueError(f"no shard {tar}: {error.strerror}") from error
+    now = _stat(tar)
     for place in (_beside, _cached):
-        found = _read_head(place(tar), now)
-        if found is not None:
+        found = read_index(place(tar))
+        if found is not None and _fits(found, now):
             return found
     return build_index(tar)
 
 
-def build_index(tar: Path) -> Index:
-    """Index a tar anew and keep the index beside it, or in the cache directory.
+def _stat(tar: Path) -> os.stat_result:
+    try:
+        found = os.stat(tar)
+    except OSError as error:
+        raise ValueError(f"no shard {tar}: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise ValueError(f"no shard {tar}: it is no file")
+    return found
+
+
+def build_index(tar: Path, place: Path | None = None) -> Index:
+    """Index a tar anew and keep the index.
+
+    Args:
+        tar: The file.
+        place: Where to keep the index; None: beside the tar or, where that is refused, in the cache
+            directory.
 
     Raises:
         ValueError: The file is no plain tar, or there is nowhere to keep the index.
@@ -95,7 +119,7 @@ def build_index(tar: Path) -> Index:
     head = json.dumps(asdict(info)) + "\n"
     content = (head + "".join(lines)).encode("ascii")
     refusals = []
-    for path in (_beside(tar), _cached(tar)):
+    for path in (_beside(tar), _cached(tar)) if place is None else (place,):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, content)
@@ -128,23 +152,97 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_head(path: Path, tar: os.stat_result) -> Index | None:
-    """An index, if there is one that fits the tar; only its first line is read."""
+def read_index(path: Path) -> Index | None:
+    """The index that a file holds, or None where it holds none; only its first line is read."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
         with path.open("rb") as file:
-            line = file.readline(1 << 20)
-            written = os.fstat(file.fileno()).st_mtime_ns
+            line = file.readline(_HEAD_LIMIT)
+            size = os.fstat(file.fileno()).st_size
         values = json.loads(line)
         info = ShardInfo(**{name: values[name] for name in _FIELDS})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    fits = info.version == VERSION and info.bytes == tar.st_size and written >= tar.st_mtime_ns
-    return Index(info, path, len(line)) if fits else None
+    fine = _is_sound(info) and size <= len(line) + _BLOWUP * info.bytes
+    return Index(info, path, len(line)) if fine else None
+
+
+def _is_sound(info: ShardInfo) -> bool:
+    """Whether what a file says of a shard can be true at all."""
+    return (
+        info.version == VERSION
+        and all(_is_size(value) for value in (info.bytes, info.samples, info.duplicates))
+        and info.duplicates <= info.samples <= info.bytes // BLOCK
+        and isinstance(info.digest, str)
+        and isinstance(info.damage, str | None)
+        and isinstance(info.extensions, dict)
+        and all(_is_size(count) and count <= info.samples for count in info.extensions.values())
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _fits(index: Index, tar: os.stat_result) -> bool:
+    return index.info.bytes == tar.st_size and index.path.stat().st_mtime_ns >= tar.st_mtime_ns
+
+
+def line_ends(index: Index) -> Int64[np.ndarray, " samples"]:
+    """Where each sample's line of an index ends; takes memory for the samples, not for their lines.
+
+    Raises:
+        ValueError: The index is not what its first line says: damaged, or replaced.
+    """
+    digest = hashlib.sha256()
+    ends = [np.empty(0, dtype=np.int64)]
+    found, position = 0, index.body
+    with index.path.open("rb") as file:
+        file.seek(index.body)
+        while found <= index.info.samples and (part := file.read(2**20)):
+            digest.update(part)
+            ends.append(np.flatnonzero(np.frombuffer(part, dtype=np.uint8) == ord("\n")) + position + 1)
+            found += len(ends[-1])
+            position += len(part)
+    if found != index.info.samples or digest.hexdigest() != index.info.digest:
+        raise ValueError(f"{index.path} does not fit its shard: delete it, it is then rebuilt")
+    return np.concatenate(ends)
+
+
+def read_line(file: int, start: int, stop: int, *, size: int) -> tuple[str, list[tuple[str, int, int]]]:
+    """One sample's line of an open index: its key, then extension, offset and size of its members.
+
+    An index that lies beside a tar is as foreign as the tar: it must not make anyone read elsewhere.
+
+    Args:
+        file: Descriptor of the index.
+        start: Where the line begins.
+        stop: Where it ends.
+        size: Of the tar in bytes.
+
+    Raises:
+        BrokenMember: This is no such line, or it names bytes that the tar does not have.
+    """
+    if stop - start > _LINE_LIMIT:
+        raise BrokenMember(_LIES)
+    try:
+        key, *members = json.loads(os.pread(file, stop - start, start))
+        found = [(extension, offset, length) for extension, offset, length in members]
+    except (ValueError, TypeError, RecursionError):
+        raise BrokenMember(_LIES) from None
+    inside = all(
+        isinstance(name, str) and _is_size(offset) and _is_size(length) and offset + length <= size
+        for name, offset, length in found
+    )
+    if not inside or not found or not isinstance(key, str):
+        raise BrokenMember(_LIES)
+    return key, found
 
 
 def _scan(tar: Path) -> tuple[ShardInfo, list[str]]:
     """Read a tar's headers."""
-    size = tar.stat().st_size
+    size = _stat(tar).st_size
     keys: set[str] = set()
     extensions: Counter[str] = Counter()
     lines: list[str] = []
@@ -163,42 +261,30 @@ def _scan(tar: Path) -> tuple[ShardInfo, list[str]]:
 
 def _samples(tar: Path, size: int, damage: list[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Keys and members (offset, size) of the complete samples; what ends the tar early goes to `damage`."""
-    try:
-        # Names that are no UTF-8 become printable; they are labels here, never paths.
-        archive = tarfile.open(tar, "r:", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise ValueError(f"{tar} is no plain tar ({error}): decompress, remove or fetch it again") from error
     key, members = "", dict[str, tuple[int, int]]()
-    with archive:
-        while True:
-            try:
-                member = archive.next()
-            except (tarfile.TarError, ValueError, OverflowError) as error:
-                damage.append(f"{error} near byte {archive.offset}")
-                break
-            archive.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps all headers it has seen
-            if member is None:
-                if not _ends_here(archive):
-                    damage.append(f"no end of archive at byte {archive.offset}")
-                break
-            if member.size < 0 or member.offset_data + member.size > size:
-                damage.append(f"cut off inside {member.name}")
-                break
-            name = split_name(member.name)
-            if name is None or not member.isreg() or member.issparse():
-                continue
-            if name[0] != key or name[1] in members:
-                if members:
-                    yield key, members
-                key, members = name[0], {}
-            members[name[1]] = (member.offset_data, member.size)
+    for member in _members(tar, size, damage):
+        name = split_name(member.name)
+        if name is None:
+            continue
+        if name[0] != key or name[1] in members:
+            if members:
+                yield key, members
+            key, members = name[0], {}
+        members[name[1]] = (member.offset, member.size)
     # Where a tar is cut off, nobody knows whether its last sample is complete.
     if members and not damage:
         yield key, members
 
 
-def _ends_here(archive: tarfile.TarFile) -> bool:
-    """Whether a tar ends with the block of zeros that it should; tarfile is silent about damaged headers."""
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    return archive.fileobj.read(_BLOCK) == bytes(_BLOCK)
+def _members(tar: Path, size: int, damage: list[str]) -> Iterator[Member]:
+    try:
+        with tar.open("rb") as file:
+            yield from read_members(file.fileno(), size)
+    except DamagedTar as error:
+        if error.position == 0:
+            raise ValueError(
+                f"{tar} is no plain tar ({error}): decompress, remove or fetch it again"
+            ) from error
+        damage.append(str(error))
+    except OSError as error:
+        raise ValueError(f"cannot read {tar}: {error.strerror}") from error

@@ -69,6 +69,11 @@ class JoinedSet(SampleSet):
         return self.first.counts
 
     @property
+    def sizes(self) -> Int64[np.ndarray, " shards"]:
+        """Bytes to fetch of each shard, with an equal part of the other set's."""
+        return self.first.sizes + int(self.other.sizes.sum()) // max(1, len(self.first.counts))
+
+    @property
     def extensions(self) -> dict[str, int]:
         """How many samples of either set have each extension."""
         return dict(sorted({**self.other.extensions, **self.first.extensions}.items()))

@@ -15,9 +15,10 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
-from mmlab.data.order import EvaluationOrder, Order
+from mmlab.data.mixture import MixedOrder
+from mmlab.data.order import EvaluationOrder, Order, TrainingOrder
 from mmlab.data.parts import Mixture, Split, Splits, open_samples
-from mmlab.data.plan import Loading, plan_training
+from mmlab.data.plan import Loading, check_room, plan_training
 from mmlab.data.reader import Reader
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
@@ -108,12 +109,15 @@ class ShardData(LightningDataModule):
                 )  # fmt: skip
             order.check(ranks, self.loading.num_workers)
             if split == "train":
+                assert isinstance(order, TrainingOrder | MixedOrder)
+                nodes = 1 if self.trainer is None else self.trainer.num_nodes
+                check_room(shards, order.lanes, loading=self.loading, nodes=nodes)
                 self._check_modalities(shards, order)
             self._shards[split], self._orders[split] = shards, order
 
     def _find(self, split: Split) -> SampleSet | None:
         """The samples of a split, or None where it does not exist."""
-        return open_samples(self.source, self.splits, split)
+        return open_samples(self.source, self.splits, split, remote=self.loading.remote)
 
     def _order(self, split: Split, shards: SampleSet) -> Order:
         if int(shards.counts.sum()) == 0:

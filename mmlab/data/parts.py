@@ -13,6 +13,7 @@ from mmlab.assets.cache import cache_dir
 from mmlab.data.chained import ChainedSet
 from mmlab.data.joined import JoinedSet
 from mmlab.data.mixture import Per
+from mmlab.data.remote import RemoteShards
 from mmlab.data.samples import SampleSet
 from mmlab.data.shards import ShardSet
 from mmlab.data.source import Source
@@ -23,9 +24,9 @@ Patterns = str | list[str]
 
 @dataclass(frozen=True)
 class Splits:
-    """Which shards are what: paths, patterns (`*`, `?`) or ranges (`train-{000000..000099}.tar`).
+    """Which shards are what: paths, patterns (`*`, `?`), ranges (`train-{000000..000099}.tar`), addresses.
 
-    They are relative to the source's folder where there is a source. There, a split that is left out is
+    Paths are relative to the source's folder where there is a source. There, a split that is left out is
     `<split>-*.tar`, if there are any; without a source, a split that is left out does not exist.
     """
 
@@ -108,34 +109,42 @@ class Mixture:
         }
 
 
-def open_samples(source: Source | Mixture | None, splits: Splits, split: Split) -> SampleSet | None:
+def open_samples(
+    source: Source | Mixture | None, splits: Splits, split: Split, *, remote: RemoteShards
+) -> SampleSet | None:
     """The samples of a split, or None where it does not exist; prepares sources and indexes shards.
+
+    Args:
+        source: Where the shards are from; None: `splits` says where they are.
+        splits: Which shards are what.
+        split: Of them, which.
+        remote: How shards with an address are read.
 
     Raises:
         ValueError: Nothing matches a pattern, or what is joined has other keys.
     """
     if not isinstance(source, Mixture):
-        return _open(source, splits, split)
-    found = {name: _open(part.source, part.splits, split) for name, part in source.parts.items()}
+        return _open(source, splits, split, remote)
+    found = {name: _open(part.source, part.splits, split, remote) for name, part in source.parts.items()}
     parts = {name: samples for name, samples in found.items() if samples is not None}
     return ChainedSet(parts, sources=tuple(source.parts)) if parts else None
 
 
-def _open(source: Source | None, splits: Splits, split: Split) -> SampleSet | None:
+def _open(source: Source | None, splits: Splits, split: Split, remote: RemoteShards) -> SampleSet | None:
     patterns: Patterns | None = getattr(splits, split)
     if source is None:
         if patterns is None:
             return None
-        samples: SampleSet = ShardSet.find(patterns)
+        samples: SampleSet = ShardSet.find(patterns, remote=remote)
     else:
         folder = _prepare(source)
         if patterns is None:
             patterns = f"{split}-*.tar"
             if not any(folder.glob(patterns)):
                 return None
-        samples = ShardSet.find(patterns, folder=folder)
+        samples = ShardSet.find(patterns, folder=folder, remote=remote)
     if splits.join is not None and split in splits.join:
-        samples = JoinedSet(samples, ShardSet.find(splits.join[split]))
+        samples = JoinedSet(samples, ShardSet.find(splits.join[split], remote=remote))
     return samples
 
 

@@ -19,8 +19,10 @@ from mmlab.data.order import Order, TrainingOrder
 from mmlab.data.parts import Mixture
 from mmlab.data.randomness import hash_labels
 from mmlab.data.reader import Reader
+from mmlab.data.remote import RemoteShards
 from mmlab.data.samples import SampleSet
 
+_REMOTE = RemoteShards()
 _FILLED = 8
 """Samples that a lane of an ingredient has at least; what has fewer repeats its samples."""
 
@@ -47,6 +49,8 @@ class Loading:
     """Samples that are permuted together, where whole shards are permuted."""
     bucketing: Bucketing | None = None
     """Training batches of samples of like length, within a budget of tokens or seconds. None: by chance."""
+    remote: RemoteShards = _REMOTE
+    """How shards with an address (`https://`, `s3://`, ...) are fetched and kept."""
     exact: bool = True
     """Whether a resumed run is refused where shards, batch size, seed or lanes differ from its checkpoint's.
     False: it goes on at the same step of the order that now is, so samples may repeat or miss their turn."""
@@ -115,8 +119,8 @@ def plan_training(
     per = "batch" if mixture is None else mixture.per
     if bucketing is not None and per == "sample":
         raise ValueError(
-            "samples of like length are batched within one source: set data.source.init_args.per to batch, or "
-            "leave data.loading.bucketing out"
+            "samples of like length are batched within one source: set data.source.init_args.per to batch, "
+            "or leave data.loading.bucketing out"
         )
     lengths = None
     buckets = [_Bucket(0, None, batch_size)]
@@ -138,6 +142,24 @@ def plan_training(
         for ingredient in _ingredients(share, buckets, lengths, lanes, loading)
     ]
     return MixedOrder(ingredients, lanes=lanes, seed=loading.seed, per=per)
+
+
+def check_room(samples: SampleSet, lanes: Lanes, *, loading: Loading, nodes: int) -> None:
+    """Raise ValueError where the cache cannot hold the remote shards that a node reads at a time.
+
+    Each lane is in the middle of one shard; a smaller cache would fetch shards anew for every batch.
+    """
+    if not samples.remote:
+        return
+    total, largest = int(samples.sizes.sum()), int(samples.sizes.max())
+    lanes_of_node = math.ceil(lanes.count / nodes)
+    needed = min(total, lanes_of_node * largest) if loading.unit != "sample" else total
+    if needed > loading.remote.cache_bytes:
+        raise ValueError(
+            f"a node reads {lanes_of_node} lanes at a time, in shards of up to {largest / 1e9:.3g} GB, but "
+            f"data.loading.remote.cache_bytes is {loading.remote.cache_bytes / 1e9:.3g} GB: raise it to "
+            f"{needed}, or set data.loading.lanes to fewer ({lanes.ranks} x {lanes.groups} now)"
+        )
 
 
 def _bucket(

@@ -50,9 +50,14 @@ class SampleSet(ABC):
         """Names of the shards that are cut off or damaged; their complete samples are there."""
 
     @property
+    def sizes(self) -> Int64[np.ndarray, " shards"]:
+        """Bytes of each shard that must be fetched before it can be read; 0 where it is local."""
+        return np.zeros(len(self.counts), dtype=np.int64)
+
+    @property
     def remote(self) -> bool:
-        """Whether shards must be fetched before they can be read."""
-        return False
+        """Whether any shard must be fetched before it can be read."""
+        return bool(self.sizes.any())
 
     @property
     def sources(self) -> tuple[str, ...]:

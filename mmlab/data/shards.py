@@ -1,116 +1,123 @@
-"""Sets of shards (WebDataset tars): find, read by index, write."""
+"""Sets of shards (WebDataset tars), local and remote: find, read by index, write."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from mmlab.assets.progress import progress
+from mmlab.data.ahead import Ahead
 from mmlab.data.decode import BrokenMember
-from mmlab.data.index import Index, ShardInfo, build_index, open_index, split_name
+from mmlab.data.index import (
+    Index,
+    ShardInfo,
+    build_index,
+    line_ends,
+    open_index,
+    read_line,
+    split_name,
+)
+from mmlab.data.recent import Recent
+from mmlab.data.remote import RemoteShards, check_address, is_address
 from mmlab.data.samples import RawSample, SampleSet
+from mmlab.data.shard_cache import ShardCache
 
 MEMBER_LIMIT = 256 * 2**20
 """Larger members, in bytes, are not read."""
 _OPEN_SHARDS = 128
 """Shards whose files stay open, in each process."""
+_OPEN_REMOTE = 32
+"""The same where some are remote: what is open takes room in the cache."""
+_OPENERS = 8
+"""Shards that are opened, or fetched to be indexed, at the same time."""
 _TABLE_BYTES = 64 * 2**20
 """Memory for the places of samples in their index, in each process."""
 _GAP = 2**20
 """Bytes that one read may span beyond a sample's own."""
 
-_V = TypeVar("_V")
-
-
-class _Files(NamedTuple):
-    tar: int
-    lines: int
-
-    def close(self) -> None:
-        os.close(self.tar)
-        os.close(self.lines)
-
-
-class _Recent(Generic[_V]):
-    """What was used last, up to a total cost."""
-
-    def __init__(self, limit: int, cost: Callable[[_V], int], drop: Callable[[_V], None]) -> None:
-        self.limit, self.cost, self.drop = limit, cost, drop
-        self.kept: OrderedDict[int, _V] = OrderedDict()
-        self.total = 0
-
-    def get(self, number: int, make: Callable[[int], _V]) -> _V:
-        if number in self.kept:
-            self.kept.move_to_end(number)
-            return self.kept[number]
-        value = make(number)
-        self.kept[number] = value
-        self.total += self.cost(value)
-        while self.total > self.limit and len(self.kept) > 1:
-            _, oldest = self.kept.popitem(last=False)
-            self.total -= self.cost(oldest)
-            self.drop(oldest)
-        return value
-
-    def clear(self) -> None:
-        while self.kept:
-            self.drop(self.kept.popitem()[1])
-        self.total = 0
+_REMOTE = RemoteShards()
 
 
 class ShardSet(SampleSet):
     """Tars in a fixed order.
 
     Files are opened where they are first read, and reading moves no file position. Memory does not grow with
-    the number of shards.
+    the number of shards. A remote shard is fetched into a folder of bounded size when it is first read, or
+    ahead of that where it was announced.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path | str], *, remote: RemoteShards = _REMOTE) -> None:
         """Open shards, indexing those that have no index yet.
 
         Args:
-            paths: The tars; they keep this order.
+            paths: The tars, paths or addresses; they keep this order.
+            remote: How addresses are read.
 
         Raises:
-            ValueError: A file is missing or is no tar.
+            ValueError: A file is missing or is no tar, or an address is not allowed.
+            FetchError: A remote shard must be indexed but cannot be fetched, or is no tar.
         """
-        self.paths = tuple(paths)
-        with ThreadPoolExecutor(8) as pool:  # opening waits for the file system most of the time
-            self._indices: tuple[Index, ...] = tuple(pool.map(open_index, self.paths))
+        self.paths = tuple(path if is_address(str(path)) else Path(path) for path in paths)
+        addresses = [path for path in self.paths if isinstance(path, str)]
+        for address in addresses:
+            check_address(address, allow_pipe=remote.allow_pipe)
+        self._cache = ShardCache(remote) if addresses else None
+        with ThreadPoolExecutor(_OPENERS) as pool:  # opening waits for disk and network most of the time
+            if self._cache is not None:
+                new = [address for address in addresses if self._cache.known(address) is None]
+                if new:
+                    with progress(
+                        f"indexing {len(new)} remote shards", total=len(new), in_bytes=False
+                    ) as show:
+                        for done, _ in enumerate(pool.map(self._cache.index, new), start=1):
+                            show(done)
+            self._indices: tuple[Index, ...] = tuple(pool.map(partial(_index, self._cache), self.paths))
         self._reset()
 
     @classmethod
-    def find(cls, patterns: str | Sequence[str], *, folder: Path | None = None) -> ShardSet:
+    def find(
+        cls, patterns: str | Sequence[str], *, folder: Path | None = None, remote: RemoteShards = _REMOTE
+    ) -> ShardSet:
         """Open the shards that patterns name, sorted.
 
         Args:
-            patterns: Paths, file name patterns (`*`, `?`), or ranges (`train-{000000..000099}.tar`).
-            folder: What relative patterns are relative to; None: the working directory.
+            patterns: Paths, file name patterns (`*`, `?`), or ranges (`train-{000000..000099}.tar`), or
+                addresses (`https://`, `s3://`, `gs://`, ..., `pipe:COMMAND`), with ranges too.
+            folder: What relative paths are relative to; None: the working directory.
+            remote: How addresses are read.
 
         Raises:
-            ValueError: Nothing matches, or a file named is missing.
+            ValueError: Nothing matches, a file named is missing, or an address is not allowed.
+            FetchError: A remote shard must be indexed but cannot be fetched, or is no tar.
         """
-        return cls(find_shards(patterns, folder=folder))
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        local = [pattern for pattern in wanted if not is_address(pattern)]
+        addresses = {name for pattern in wanted if is_address(pattern) for name in _expand(pattern)}
+        paths = find_shards(local, folder=folder) if local or not addresses else []
+        return cls(sorted([*paths, *addresses], key=str), remote=remote)
 
     def _reset(self) -> None:
-        self._files = _Recent[_Files](_OPEN_SHARDS, lambda files: 1, _Files.close)
-        self._tables = _Recent[np.ndarray](_TABLE_BYTES, lambda table: table.nbytes, lambda table: None)
+        most = _OPEN_SHARDS if self._cache is None else _OPEN_REMOTE
+        self._tars = Recent[int](most, lambda file: 1, os.close)
+        self._lines = Recent[int](_OPEN_SHARDS, lambda file: 1, os.close)
+        self._tables = Recent[np.ndarray](_TABLE_BYTES, lambda table: table.nbytes, lambda table: None)
+        self._ahead = Ahead(partial(_open_ahead, self.paths, self._indices, self._cache))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "_indices": self._indices}
+        return {"paths": self.paths, "_indices": self._indices, "_cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -118,22 +125,35 @@ class ShardSet(SampleSet):
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):  # when opening failed; at the interpreter's end
-            self._files.clear()
+            self._tars.clear()
+            self._lines.clear()
+            self._ahead.close()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Paths of the tars."""
+        """Paths or addresses of the tars."""
         return tuple(map(str, self.paths))
 
     @property
     def damaged(self) -> tuple[str, ...]:
-        """Paths of the tars that are cut off or damaged; their complete samples are indexed."""
+        """Paths or addresses of the tars that are cut off or damaged; their complete samples are indexed."""
         return tuple(
             str(path) for path, index in zip(self.paths, self._indices, strict=True) if index.info.damage
         )
+
+    @property
+    def remote(self) -> bool:
+        """Whether there are shards that must be fetched before they can be read."""
+        return self._cache is not None
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, " shards"]:
+        """Bytes of each remote shard; 0 for local ones."""
+        pairs = zip(self.paths, self._indices, strict=True)
+        return np.array([i.info.bytes * isinstance(path, str) for path, i in pairs], dtype=np.int64)
 
     @property
     def infos(self) -> tuple[ShardInfo, ...]:
@@ -161,18 +181,29 @@ class ShardSet(SampleSet):
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample."""
-        return str(self._entry(shard, sample)[0])
+        return self._entry(shard, sample)[0]
+
+    def announce(self, shards: Sequence[int]) -> None:
+        """Say which shards will be read soon, the first first: remote ones are fetched ahead, in a thread.
+
+        As far as there is room, they are kept for their turn and not removed for later ones. This replaces
+        what was announced before.
+        """
+        if self._cache is not None:
+            remote = [s for s in shards if isinstance(self.paths[s], str) and s not in self._tars.kept]
+            self._ahead.announce(remote)
 
     def read(self, shard: int, sample: int) -> RawSample:
         """Read one sample with one read of its file.
 
         Raises:
             BrokenMember: A member is too large, or the file ends before it.
+            FetchError: The shard is remote and cannot be fetched, or has changed.
         """
-        key, *members = self._entry(shard, sample)
+        key, members = self._entry(shard, sample)
         if any(size > MEMBER_LIMIT for _, _, size in members):
             raise BrokenMember(f"member above {MEMBER_LIMIT >> 20} MiB")
-        tar = self._files.get(shard, self._open).tar
+        tar = self._tars.get(shard, self._open)
         start = min(offset for _, offset, _ in members)
         stop = max(offset + size for _, offset, size in members)
         if stop - start <= sum(size for _, _, size in members) + _GAP:
@@ -184,30 +215,48 @@ class ShardSet(SampleSet):
             raise BrokenMember("shard is shorter than its index")
         return RawSample(key, content)
 
-    def _open(self, shard: int) -> _Files:
-        tar = os.open(self.paths[shard], os.O_RDONLY)
-        return _Files(tar, os.open(self._indices[shard].path, os.O_RDONLY))
+    def _open(self, shard: int) -> int:
+        path = self.paths[shard]
+        if isinstance(path, Path):
+            return os.open(path, os.O_RDONLY)
+        assert self._cache is not None
+        ready = self._ahead.take(shard)
+        return self._cache.open(path, self._indices[shard]) if ready is None else ready
 
-    def _entry(self, shard: int, sample: int) -> list[Any]:
-        """The index line of a sample: its key, then (extension, offset, size) of its members."""
-        files = self._files.get(shard, self._open)
+    def _entry(self, shard: int, sample: int) -> tuple[str, list[tuple[str, int, int]]]:
+        """Key of a sample, and extension, offset and size of its members."""
+        index = self._indices[shard]
+        lines = self._lines.get(shard, self._open_lines)
         ends = self._tables.get(shard, self._table)
-        start = int(ends[sample - 1]) if sample > 0 else self._indices[shard].body
-        entry: list[Any] = json.loads(os.pread(files.lines, int(ends[sample]) - start, start))
-        return entry
+        start = int(ends[sample - 1]) if sample > 0 else index.body
+        return read_line(lines, start, int(ends[sample]), size=index.info.bytes)
+
+    def _open_lines(self, shard: int) -> int:
+        return os.open(self._indices[shard].path, os.O_RDONLY)
 
     def _table(self, shard: int) -> Int64[np.ndarray, " samples"]:
-        """Where each sample's line of the index ends."""
-        index = self._indices[shard]
-        body = np.fromfile(index.path, dtype=np.uint8, offset=index.body)
-        ends = np.flatnonzero(body == ord("\n")) + index.body + 1
-        if len(ends) != index.info.samples:
-            raise ValueError(f"{index.path} does not fit its shard: delete it, it is then rebuilt")
-        return ends
+        return line_ends(self._indices[shard])
+
+
+def _index(cache: ShardCache | None, path: Path | str) -> Index:
+    if isinstance(path, Path):
+        return open_index(path)
+    assert cache is not None
+    return cache.index(path)
+
+
+def _open_ahead(
+    paths: tuple[Path | str, ...], indices: tuple[Index, ...], cache: ShardCache | None, shard: int
+) -> int:
+    # No method: the thread that calls it must not keep the set alive.
+    path = paths[shard]
+    assert cache is not None
+    assert isinstance(path, str)
+    return cache.open(path, indices[shard], insist=False)
 
 
 def find_shards(patterns: str | Sequence[str], *, folder: Path | None = None) -> list[Path]:
-    """The files that patterns name, sorted, each once; see :meth:`ShardSet.find`."""
+    """The files that patterns without addresses name, sorted, each once; see :meth:`ShardSet.find`."""
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     found: set[str] = set()
     for pattern in wanted:

@@ -50,8 +50,9 @@ class Stream:
         """
         self.shards = shards
         self.order = order
+        self._remote = shards.remote
         # An order keeps the windows that it is in; looking ahead would throw them out again and again.
-        self._scout = copy.deepcopy(order) if shards.remote else order
+        self._scout = copy.deepcopy(order) if self._remote else order
         self.readers = tuple(readers)
         self.text = next((reader for reader in readers if isinstance(reader, TextReader)), None)
         self.seed = seed
@@ -70,7 +71,7 @@ class Stream:
 
     def announce(self, step: int) -> None:
         """Say that a step comes up, for what must be fetched ahead."""
-        if self.shards.remote:
+        if self._remote:
             places = self._scout.places(step, rank=self.rank, ranks=self.ranks)
             self.shards.announce(list(dict.fromkeys(s for s in places.shard.tolist() if s != NOBODY)))
 
