@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -152,6 +153,33 @@ def _misfit(found: type, given: dict[str, Any], path: str) -> str | None:
         )
         parser.parse_object(given)
     except (ArgumentError, TypeError, ValueError) as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        return f"{path}: {lines[0] if lines else 'does not fit'}"
+        return _essence(str(error), found, path)
     return None
+
+
+def _essence(message: str, found: type, path: str) -> str:
+    """The innermost complaint in the parser's account of a class that does not fit."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    keys = [match[1] for line in lines if (match := re.fullmatch(r'Parser key "([^"]+)":', line))]
+    inner = [match[1] for line in lines if (match := re.search(r"given class_path '([^']+)'", line))]
+    unknown = re.search(r"(?:Group '([^']+)' does not accept option|Option) '([^']+)'", message)
+    if unknown is None:
+        expected = next((line for line in lines if line.startswith("Expected")), lines[-1])
+        expected = re.sub(r"<class '([^']+)'>", r"\1", expected).replace("a typing.Literal", "one of ")
+        value = next((line for line in lines if line.startswith("Given value:")), "")
+        return f"{'.'.join([path, *keys])}: {expected}{'. Got value' + value[11:] if value else ''}"
+    holder: Any = found
+    if inner:
+        module, _, name = inner[-1].rpartition(".")
+        holder = getattr(importlib.import_module(module), name)
+    if unknown[1] is not None:
+        keys += unknown[1].split(".")
+        for key in unknown[1].split("."):
+            holder = _class_of(typing.get_type_hints(holder.__init__).get(key))
+    known = [] if holder is None else list(inspect.signature(holder).parameters)
+    return f"unknown key '{'.'.join([path, *keys, unknown[2]])}': {nearest(unknown[2], known)}"
+
+
+def _class_of(hint: Any) -> Any:
+    """The class in an optional annotation, or None."""
+    return next((part for part in (hint, *typing.get_args(hint)) if inspect.isclass(part)), None)

@@ -37,6 +37,27 @@ def test_the_innermost_misfit_is_named(tmp_path: Path, change: tuple[str, str], 
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ("{a: {wieght: 1}}", "unknown key 'data.source.init_args.parts.wieght': did you mean 'weight'?"),
+        ("{a: {splits: {trian: x}}}", "parts.splits.trian': did you mean 'train'?"),
+        ("{a: {weight: many}}", "parts.weight: Expected a float. Got value: many"),
+        ("{a: {}}, per: batsh", "init_args.per: Expected one of ['sample', 'batch']. Got value: batsh"),
+        (
+            "{a: {source: {class_path: mmlab.sources.generated.Generated, init_args: {trian: 3}}}}",
+            "parts.a.source.init_args.trian': Generated: did you mean 'train'?",
+        ),
+    ],
+)
+def test_misfits_inside_a_mixture_are_named(tmp_path: Path, parts: str, expected: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"data: {{source: {{class_path: mmlab.data.parts.Mixture, init_args: {{parts: {parts}}}}}}}"
+    )
+    assert expected in diagnose(["--config", str(config)], ["data"], "page of unions")
+
+
 def test_a_fitting_config_has_no_misfit(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(RETRIEVAL.read_text())
