@@ -93,6 +93,6 @@ class ChainedSet(SampleSet):
 
     def announce(self, shards: Sequence[int]) -> None:
         """Hand the word on, in order."""
-        for shard in shards:
-            part = self._part(shard)
-            self._parts[part].announce([shard - self._starts[part]])
+        for number, part in enumerate(self._parts):
+            first = self._starts[number]
+            part.announce([shard - first for shard in shards if self._part(shard) == number])

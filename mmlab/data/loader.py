@@ -35,7 +35,7 @@ class _Steps(IterableDataset[Batch]):
             # Two at a time: the first batches need not wait until all of what comes ahead is known.
             for _ in range(2):
                 if announced <= step + _AHEAD * stride:
-                    self.stream.announce(announced)
+                    self.stream.announce(announced, now=step)
                     announced += stride
             yield self.stream.batch(step)
             step += stride

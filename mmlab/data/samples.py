@@ -81,4 +81,7 @@ class SampleSet(ABC):
         """
 
     def announce(self, shards: Sequence[int]) -> None:  # noqa: B027  (local files need nothing)
-        """Say which shards will be read soon, the first first: remote ones are fetched ahead."""
+        """Say which shards will be read soon, the first first: remote ones are fetched ahead.
+
+        Replaces what was said before.
+        """

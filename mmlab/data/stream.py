@@ -51,6 +51,7 @@ class Stream:
         self.shards = shards
         self.order = order
         self._remote = shards.remote
+        self._coming: dict[int, dict[int, None]] = {}
         # An order keeps the windows that it is in; looking ahead would throw them out again and again.
         self._scout = copy.deepcopy(order) if self._remote else order
         self.readers = tuple(readers)
@@ -69,11 +70,16 @@ class Stream:
         ]
         return collate(samples, self.readers, sources=self.shards.sources)
 
-    def announce(self, step: int) -> None:
-        """Say that a step comes up, for what must be fetched ahead."""
-        if self._remote:
-            places = self._scout.places(step, rank=self.rank, ranks=self.ranks)
-            self.shards.announce(list(dict.fromkeys(s for s in places.shard.tolist() if s != NOBODY)))
+    def announce(self, step: int, *, now: int) -> None:
+        """Say at step `now` that another comes up, for what must be fetched ahead."""
+        if not self._remote:
+            return
+        places = self._scout.places(step, rank=self.rank, ranks=self.ranks)
+        self._coming[step] = dict.fromkeys(shard for shard in places.shard.tolist() if shard != NOBODY)
+        self._coming = {step: shards for step, shards in self._coming.items() if step >= now}
+        self.shards.announce(
+            list(dict.fromkeys(shard for coming in self._coming.values() for shard in coming))
+        )
 
     def _sample(self, shard: int, sample: int, place: int) -> Sample:
         if shard == NOBODY:

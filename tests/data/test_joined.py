@@ -121,3 +121,15 @@ def test_chained_sets_are_numbered_as_one(tmp_path: Path) -> None:
     assert chained.read(2, 1).key == "c1"
     assert chained.digest != ChainedSet(dict(reversed(parts.items())), sources=("a", "b", "c")).digest
     assert np.concatenate([part.counts for part in chained.parts.values()]).tolist() == [3, 1, 2]
+
+
+def test_chained_sets_hand_announcements_to_their_parts(tmp_path: Path) -> None:
+    parts = {
+        name: shards(tmp_path, name, [{"__key__": f"{name}{n}", "txt": b"t"} for n in range(6)], size=2)
+        for name in ("a", "b")
+    }
+    said: dict[str, object] = {}
+    for name, part in parts.items():
+        part.announce = lambda numbers, name=name: said.update({name: numbers})  # type: ignore[method-assign]
+    ChainedSet(parts, sources=("a", "b")).announce([4, 0, 3, 2])
+    assert said == {"a": [0, 2], "b": [1, 0]}

@@ -18,6 +18,7 @@ from mmlab.data.plan import Loading
 from mmlab.data.remote import RemoteShards
 from mmlab.data.shards import write_shards
 from mmlab.data.signal import SignalReader
+from mmlab.data.stream import Stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
 
@@ -77,3 +78,16 @@ def test_remote_shards_are_permuted_whole_unless_asked_otherwise(shop: Shop) -> 
     address = f"{shop.url}/train-{{000000..000007}}.tar"
     assert make(address, unit="auto").plan("train")[1].settings["unit"] == "shard"
     assert make(address, unit="sample").plan("train")[1].settings["unit"] == "sample"
+
+
+def test_stream_announces_what_comes_up_and_forgets_what_was(shop: Shop) -> None:
+    data = make(f"{shop.url}/train-{{000000..000007}}.tar")
+    shards, order = data.plan("train")
+    said: list[list[int]] = []
+    shards.announce = said.append  # type: ignore[assignment, method-assign]
+    stream = Stream(shards, order, data.readers, seed=0)
+    for step in range(6):
+        stream.announce(step, now=max(0, step - 2))
+    of = [order.places(step).shard.tolist() for step in range(6)]
+    assert said[1] == list(dict.fromkeys(of[0] + of[1]))
+    assert said[5] == list(dict.fromkeys(of[3] + of[4] + of[5]))
