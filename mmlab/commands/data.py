@@ -6,17 +6,19 @@ import argparse
 import inspect
 from pathlib import Path
 
+from mmlab.commands.action import ActionParser
 from mmlab.sources import catalog
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `mmlab data list | prepare`."""
+    """Add `mmlab data list | prepare | features`."""
     parser = verbs.add_parser(
         "data",
-        help="public data sets into shards: list, prepare",
-        description="Public data sets in their released formats, written as WebDataset shards with an index.",
+        help="public data sets into shards, and features of shards: list, prepare, features",
+        description="Public data sets in their released formats, written as WebDataset shards with an index; "
+        "and what a config's frozen encoders make of shards.",
     )
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=ActionParser)
     listing = actions.add_parser("list", help="the data sets that mmlab knows")
     listing.set_defaults(run=_list)
     prepare = actions.add_parser(
@@ -30,6 +32,49 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the cache")
     prepare.set_defaults(run=_prepare)
+    _add_features(actions)
+
+
+def _add_features(actions: argparse._SubParsersAction[ActionParser]) -> None:
+    purpose = "keep what a config's frozen encoders give, so that training takes seconds"
+    features = actions.add_parser(
+        "features",
+        help=purpose,
+        usage="mmlab data features --config FILE [--config FILE ...] [--key value ...] [--out DIR] "
+        "[--splits SPLIT ...] [--variants K] [--precision float16|float32]",
+        description="Runs the frozen encoders of a config over its shards and keeps their tokens. Configs "
+        "and keys are those of `mmlab fit`. What was stopped goes on; what changed is made anew.",
+        allow_abbrev=False,
+    )
+    features.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="as for `mmlab fit`; may be repeated"
+    )
+    features.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: data.loading.features of the config, else the cache"
+    )
+    features.add_argument(
+        "--splits",
+        nargs="+",
+        choices=("train", "val", "test", "predict"),
+        metavar="SPLIT",
+        help="default: train, val and test, as far as they exist",
+    )
+    features.add_argument(
+        "--variants", type=int, default=0, metavar="K",
+        help="augmented variants of each training sample, of which training draws one; default: none, as in "
+        "evaluation",
+    )  # fmt: skip
+    features.add_argument(
+        "--precision", choices=("float16", "float32"), default="float16", help="of what is kept; %(default)s"
+    )
+    features.set_defaults(run=_features, words=[])
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    # As heavy as training.
+    from mmlab.commands import features
+
+    return features.run(arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:

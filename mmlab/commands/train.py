@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from zipfile import is_zipfile
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -25,6 +26,7 @@ from mmlab.callbacks.skipped import SkippedSamples
 from mmlab.callbacks.throughput import Throughput
 from mmlab.commands.diagnosis import diagnose
 from mmlab.data.module import ShardData
+from mmlab.models.fingerprint import fingerprint, fixed_encoders
 from mmlab.runs.directory import run_directory, write_json
 from mmlab.runs.table import results_table, trained_table
 from mmlab.tasks.base import BaseTask
@@ -146,6 +148,7 @@ class CommandLine(LightningCLI):
     def before_fit(self) -> None:
         """Check what training needs, then measure the model as it is before."""
         config = self.config[self.subcommand]
+        self._check_features()
         self._show(f"run directory: {self.directory}")
         self._show(trained_table(self.model.adaptation.describe(self.model.model)))
         self.datamodule.trainer = self.trainer
@@ -155,6 +158,40 @@ class CommandLine(LightningCLI):
         if config.test_untrained and config.ckpt_path is None and self.datamodule.has("test"):
             self.trainer.test(self.model, self.datamodule, verbose=False)
             self.untrained = self.model.results
+
+    def before_validate(self) -> None:
+        """Check what the data bring."""
+        self._check_features()
+
+    def before_test(self) -> None:
+        """Check what the data bring."""
+        self._check_features()
+
+    def before_predict(self) -> None:
+        """Check what the data bring."""
+        self._check_features()
+
+    def _check_features(self) -> None:
+        """Raise ValueError where the data bring features of other encoders than this run has."""
+        features = getattr(self.datamodule, "features", None)
+        if features is None:
+            return
+        encoders = fixed_encoders(self.model.model)
+        features.check_encoders(
+            {m: None if encoder is None else fingerprint(encoder) for m, encoder in encoders.items()}
+        )
+        path = self.config[self.subcommand].ckpt_path
+        if path is None or not Path(path).is_file():
+            return
+        # What the checkpoint holds replaces what was just checked.
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        for name, module in self.model.named_modules():
+            used = any(module is encoders.get(modality) for modality in features.modalities)
+            if used and not _holds(weights, f"{name}.", module):
+                raise ValueError(
+                    f"--ckpt_path {path}: its {name} is not the encoder that gave the features in "
+                    f"{features.folder}: leave data.loading.features out"
+                )
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
@@ -220,6 +257,38 @@ class CommandLine(LightningCLI):
             console.print(what, soft_wrap=isinstance(what, str), highlight=False)
 
 
+class Parts(CommandLine):
+    """Task, data and trainer as the config builds them, for what needs no run: nothing is written."""
+
+    run_name: str
+
+    def before_instantiate_classes(self) -> None:
+        """Leave out what would log, or need other processes."""
+        config = self.config[self.subcommand]
+        self.run_name = config.name
+        trainer = config.trainer
+        trainer.callbacks, trainer.logger = None, False
+        trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that knows the device."""
+        return LightningCLI.instantiate_trainer(self, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+_Built = TypeVar("_Built", bound=CommandLine)
+
+
+def _holds(weights: Mapping[str, torch.Tensor], prefix: str, module: torch.nn.Module) -> bool:
+    """Whether a state dict holds a module's own weights, in whatever precision it was saved."""
+    return all(
+        (kept := weights.get(prefix + name)) is not None and torch.equal(kept, value.cpu().to(kept.dtype))
+        for name, value in module.state_dict().items()
+    )
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a trainer verb; returns the exit status.
 
@@ -227,11 +296,20 @@ def run(arguments: Sequence[str]) -> int:
         ValueError: If the command line, the config or the checkpoint does not fit, in a line or two.
         KeyboardInterrupt: If it was interrupted; says how to go on.
     """
-    _quiet()
     _check_checkpoint(arguments)
+    return TERMINATED if build(CommandLine, arguments).trainer.received_sigterm else 0
+
+
+def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
+    """Build what a trainer verb and its config say; a :class:`CommandLine` runs the verb, too.
+
+    Raises:
+        ValueError: If the command line or the config does not fit.
+    """
+    _quiet()
     sys.argv[1:] = arguments  # Lightning starts the other ranks with these words
     try:
-        command_line = CommandLine(
+        return kind(
             BaseTask,
             ShardData,
             subclass_mode_model=True,
@@ -252,7 +330,6 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"the checkpoint is of another model than the config builds: {error}") from error
     except ValueError as error:
         raise _unwrapped(error) from None
-    return TERMINATED if command_line.trainer.received_sigterm else 0
 
 
 def _check_checkpoint(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from random import Random
@@ -11,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from mmlab.batch import Modality
-from mmlab.data.decode import decode_sound
+from mmlab.data.decode import decode_sound, sound_seconds
 from mmlab.data.reader import Reader, Rows, pad, pick
 
 
@@ -39,6 +40,7 @@ class AudioReader(Reader):
             every: In evaluation, return all sounds of a sample, as several rows.
         """
         self.sampling_rate = sampling_rate
+        self.steps_per_unit = sampling_rate
         self.members = tuple(members)
         self.max_seconds = max_seconds
         self.every = every
@@ -67,6 +69,13 @@ class AudioReader(Reader):
             found = found[:1]
         position = 0.0 if rng is None else rng.random()
         return tuple(self.decode(members[name], position) for name in found)
+
+    def steps(self, members: Mapping[str, bytes]) -> int:
+        """Steps of the longest sound, as its header tells."""
+        seconds = max((sound_seconds(members[name]) for name in self.matching(members)), default=0.0)
+        if self.max_seconds is not None:
+            seconds = min(seconds, self.max_seconds)
+        return math.ceil(seconds * self.sampling_rate)
 
     def decode(self, data: bytes, position: float = 0.0) -> Float32[Tensor, " steps"]:
         """Decode one sound; a longer one is cut at `position`, from 0 (beginning) to 1 (end)."""

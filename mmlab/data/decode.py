@@ -22,6 +22,10 @@ MAX_PIXELS = 50_000_000
 MAX_SECONDS = 3600.0
 """Longer sounds are refused before they are decoded."""
 
+_MAX_SIDE = 2**16
+"""Pixels along an edge. The weights that resize a line of more would take gigabytes."""
+_MAX_SCANS = 50
+"""Of a JPEG. Each takes as long as decoding all of its pixels, and sixty bytes; encoders write about ten."""
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # Pillow promises no single error for a broken file; these are what its PNG, JPEG and WebP readers raise.
 _PILLOW_ERRORS = (
@@ -55,7 +59,7 @@ def read_image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHead
     """Read the size of a JPEG, PNG or WebP picture.
 
     Raises:
-        BrokenMember: `cannot decode`, `too many pixels`.
+        BrokenMember: `cannot decode`, `too many pixels`, `too many scans`.
     """
     orientation, fast = 1, False
     if data[:2] == b"\xff\xd8":
@@ -63,11 +67,13 @@ def read_image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHead
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             raise BrokenMember("cannot decode") from None
+        if _scans(data) > _MAX_SCANS:
+            raise BrokenMember("too many scans")
         fast = colours in ("YCbCr", "RGB", "Gray")
         orientation = _orientation(data)
     else:
         width, height = _open(data, lambda image: image.size)
-    if height * width > max_pixels:
+    if height * width > max_pixels or max(height, width) > _MAX_SIDE:
         raise BrokenMember("too many pixels")
     if orientation >= 5:
         height, width = width, height
@@ -111,6 +117,22 @@ def decode_image(
     return _upright(pixels, header.orientation), max(factor, 1 / 8)
 
 
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG: 1 where its header allows one only, else at most this many."""
+    components = -1
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (b"\xc0", b"\xc1"):
+            components = data[at + 9] if at + 9 < len(data) else -1
+        elif marker == b"\xda" and data[at + 4 : at + 5] == bytes([max(components, 0)]):
+            return 1
+        elif marker < b"\xc0" or b"\xd0" <= marker <= b"\xda" or marker == b"\xff":
+            break  # what stands without a length, so that what follows could pass for something else
+        at += 2 + length
+    return data.count(b"\xff\xda")
+
+
 def _orientation(data: bytes) -> int:
     """The orientation in a JPEG's EXIF, 1 to 8; 1 where it says none."""
     start = data.find(b"Exif\0\0", 0, 4096) + 6
@@ -147,14 +169,15 @@ def _open(data: bytes, use: Callable[[Image.Image], _T]) -> _T:
 def _flatten(image: Image.Image, background: tuple[int, int, int]) -> UInt8[np.ndarray, "height width 3"]:
     """Any mode of Pillow -> RGB, transparent pixels on a background."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-        grey = (np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
+        grey = (np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if "A" not in image.mode and "transparency" not in image.info:
         return np.array(image.convert("RGB"))
-    pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
-    alpha = pixels[:, :, 3:]
-    laid = pixels[:, :, :3] * alpha + np.asarray(background, dtype=np.uint16) * (255 - alpha)
-    return ((laid + 127) // 255).astype(np.uint8)
+    # By Pillow, which takes four bytes a pixel: fifty million pixels in numpy would take two gigabytes.
+    pixels = image.convert("RGBA")
+    laid = Image.new("RGB", pixels.size, background)
+    laid.paste(pixels, mask=pixels)
+    return np.array(laid)
 
 
 def _upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -199,12 +222,28 @@ def decode_sound(
         raise BrokenMember("cannot decode") from None
     if not np.isfinite(wave).all():
         raise BrokenMember("values not finite")
-    wave = wave.mean(axis=1, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        wave = wave.mean(axis=1, dtype=np.float32)
     if rate != sampling_rate and len(wave) > 0:
         wave = soxr.resample(wave, rate, sampling_rate)
+    if not np.isfinite(wave).all():  # near the largest number there is, sums become infinite
+        raise BrokenMember("values not finite")
     if max_seconds is not None:
         wave = wave[: max(1, round(max_seconds * sampling_rate))]
     if len(wave) == 0:
         raise BrokenMember("empty sound")
     clipped: np.ndarray = np.clip(wave, -1.0, 1.0)
     return clipped
+
+
+def sound_seconds(data: bytes) -> float:
+    """How long a sound is by its header, at most :data:`MAX_SECONDS`: longer ones are not read.
+
+    Raises:
+        BrokenMember: `cannot decode`.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return min(MAX_SECONDS, int(file.frames) / int(file.samplerate))
+    except (soundfile.SoundFileError, OSError, TypeError, ZeroDivisionError):
+        raise BrokenMember("cannot decode") from None

@@ -8,6 +8,9 @@ from typing import Any
 
 from mmlab.data.decode import BrokenMember
 
+TEXT_LIMIT = 16 * 2**20
+"""Larger text and JSON members, in bytes, are refused: empty arrays in one take thirty times their bytes."""
+
 
 def split_field(members: Mapping[str, bytes], field: str) -> tuple[str, list[str]] | None:
     """The member that a field names, and the path inside it; None where no such member is there.
@@ -33,12 +36,14 @@ def read_field(members: Mapping[str, bytes], field: str) -> list[Any]:
             elements; null and missing keys are no value.
 
     Raises:
-        BrokenMember: `invalid UTF-8`, `invalid JSON`.
+        BrokenMember: `text above 16 MiB`, `invalid UTF-8`, `invalid JSON`.
     """
     found = split_field(members, field)
     if found is None:
         return []
     member, path = found
+    if len(members[member]) > TEXT_LIMIT:
+        raise BrokenMember(f"text above {TEXT_LIMIT >> 20} MiB")
     try:
         text = members[member].decode("utf-8")
     except UnicodeDecodeError:

@@ -235,7 +235,8 @@ def read_line(file: int, start: int, stop: int, *, size: int) -> tuple[str, list
         isinstance(name, str) and _is_size(offset) and _is_size(length) and offset + length <= size
         for name, offset, length in found
     )
-    if not inside or not found or not isinstance(key, str):
+    # Members of a tar do not overlap; a thousand names for the same bytes would take them a thousand times.
+    if not inside or sum(length for *_, length in found) > size or not found or type(key) is not str:
         raise BrokenMember(_LIES)
     return key, found
 

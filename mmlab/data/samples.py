@@ -77,7 +77,7 @@ class SampleSet(ABC):
         """Read one sample.
 
         Raises:
-            BrokenMember: A member is too large, or the shard ends before it.
+            BrokenMember: The sample is too large, or the shard ends before it.
         """
 
     def announce(self, shards: Sequence[int]) -> None:  # noqa: B027  (local files need nothing)

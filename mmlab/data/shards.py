@@ -35,8 +35,8 @@ from mmlab.data.remote import RemoteShards, check_address, is_address
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.shard_cache import ShardCache
 
-MEMBER_LIMIT = 256 * 2**20
-"""Larger members, in bytes, are not read."""
+SAMPLE_LIMIT = 256 * 2**20
+"""Larger samples, in bytes, are not read."""
 _OPEN_SHARDS = 128
 """Shards whose files stay open, in each process."""
 _OPEN_REMOTE = 32
@@ -197,12 +197,12 @@ class ShardSet(SampleSet):
         """Read one sample with one read of its file.
 
         Raises:
-            BrokenMember: A member is too large, or the file ends before it.
+            BrokenMember: The sample is too large, or the file ends before it.
             FetchError: The shard is remote and cannot be fetched, or has changed.
         """
         key, members = self._entry(shard, sample)
-        if any(size > MEMBER_LIMIT for _, _, size in members):
-            raise BrokenMember(f"member above {MEMBER_LIMIT >> 20} MiB")
+        if sum(size for _, _, size in members) > SAMPLE_LIMIT:
+            raise BrokenMember(f"sample above {SAMPLE_LIMIT >> 20} MiB")
         tar = self._tars.get(shard, self._open)
         start = min(offset for _, offset, _ in members)
         stop = max(offset + size for _, offset, size in members)

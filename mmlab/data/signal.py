@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
@@ -19,6 +20,8 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.reader import Reader, Rows, pad
 
 _NUMBERS = re.compile(r"[<>|=]?[fiub][1248]")
+_MAX_VALUES = 2**24
+"""Steps x channels of one row: 64 MiB, which a batch holds as often as it has samples."""
 
 
 class _Header(NamedTuple):
@@ -38,11 +41,14 @@ def _read_header(data: bytes) -> _Header:
         raise BrokenMember("cannot decode")
     size = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     try:
-        values = ast.literal_eval(data[8 + width : min(size, 10_000)].decode("latin-1").strip())
+        with warnings.catch_warnings():
+            # Python warns of odd literals, which are refused below.
+            warnings.simplefilter("ignore")
+            values = ast.literal_eval(data[8 + width : min(size, 10_000)].decode("latin-1").strip())
         name, fortran, shape = values["descr"], values["fortran_order"], values["shape"]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         raise BrokenMember("cannot decode") from None
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise BrokenMember("cannot decode")
     if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
         raise BrokenMember("not an array of numbers")
@@ -82,28 +88,33 @@ class SignalReader(Reader):
         """The array, or nothing."""
         if self.member not in members:
             return ()
-        array = self._load(members[self.member])
-        spare = 0 if self.max_steps is None else max(0, len(array) - self.max_steps)
+        stored = self._load(members[self.member])
+        spare = 0 if self.max_steps is None else max(0, len(stored) - self.max_steps)
         start = 0 if rng is None else int(rng.random() * (spare + 1))
-        array = array[start : start + len(array) - spare]
+        stored = stored[start : start + len(stored) - spare]
+        if stored.size > _MAX_VALUES:
+            raise BrokenMember("signal too long")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(stored, dtype=np.float32)
         if not np.isfinite(array).all():
             raise BrokenMember("values not finite")
-        return (torch.from_numpy(np.ascontiguousarray(array)),)
+        return (torch.from_numpy(array if array.flags.writeable else array.copy()),)
 
-    def _load(self, data: bytes) -> Float32[np.ndarray, "steps channels"]:
+    def _load(self, data: bytes) -> Shaped[np.ndarray, "steps channels"]:
+        """The array as it is stored."""
         dtype, fortran, shape, start = _read_header(data)
+        shape = (1, *shape) if len(shape) == 1 else shape
+        # numpy itself raises many errors for shapes of many, or of huge, dimensions.
+        if len(shape) != 2 or shape[1] != self.channels:
+            raise BrokenMember(f"shape is not [steps, {self.channels}]")
+        if shape[0] == 0:
+            raise BrokenMember("empty signal")
         count = math.prod(shape)
         # A view of the bytes at hand: a header that promises more than there is allocates nothing.
         if count * dtype.itemsize > len(data) - start:
             raise BrokenMember("cannot decode")
         array = np.frombuffer(data, dtype, count=count, offset=start)
-        array = array.reshape(shape, order="F" if fortran else "C")
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != self.channels:
-            raise BrokenMember(f"shape is not [steps, {self.channels}]")
-        if len(array) == 0:
-            raise BrokenMember("empty signal")
-        return array.astype(np.float32)
+        return array.reshape(shape, order="F" if fortran else "C")
 
     def blank(self) -> Float32[Tensor, "1 channels"]:
         """One step of zeros."""

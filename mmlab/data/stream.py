@@ -95,11 +95,18 @@ class Stream:
             at = "group"
             group = self._group(raw, shard, sample)
         except BrokenMember as error:
-            key = self.shards.key(shard, sample)
+            key = self._key(shard, sample)
             skip = Skip(key, f"{at}: {error}")
             source = self.shards.source(shard)
             return Sample(key=key, place=place, group=NOBODY, valid=False, skip=skip, source=source)
         return Sample(key=raw.key, place=place, group=group, rows=rows, source=self.shards.source(shard))
+
+    def _key(self, shard: int, sample: int) -> str:
+        """The key of a sample that cannot be read; its line of the index may be broken too."""
+        try:
+            return self.shards.key(shard, sample)
+        except BrokenMember:
+            return f"{self.shards.names[shard]}#{sample}"
 
     def _group(self, raw: RawSample, shard: int, sample: int) -> int:
         if self.group_by == "key":
@@ -111,7 +118,10 @@ class Stream:
             values = [" ".join(caption.casefold().split()) for caption in captions[:1]]
         if not values:
             return stable_hash("sample", f"{shard}/{sample}")
-        return stable_hash("value", json.dumps(values, sort_keys=True))
+        try:
+            return stable_hash("value", json.dumps(values, sort_keys=True))
+        except RecursionError:
+            raise BrokenMember("JSON nested too deeply") from None
 
 
 def stable_hash(kind: str, text: str) -> int:

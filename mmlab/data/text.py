@@ -16,6 +16,10 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
 from mmlab.data.reader import Reader, Rows, pad, pick
 
+_LETTERS = 64
+"""Of a text, for each token to keep, are looked at: tokenizing megabytes to keep a line takes minutes."""
+_MAX_CAPTIONS = 1000
+"""Of a sample."""
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 """What takes long to import when a tokenizer is built."""
 
@@ -79,6 +83,8 @@ class TextReader(Reader):
         found = [value for field in self.fields for value in read_field(members, field)]
         if not all(isinstance(value, str) for value in found):
             raise BrokenMember("caption is not a string")
+        if len(found) > _MAX_CAPTIONS:
+            raise BrokenMember("too many captions")
         return [value for value in found if value.strip()]
 
     def describe(self) -> str:
@@ -101,8 +107,14 @@ class TextReader(Reader):
             captions = captions[:1]
         return tuple(self.encode(caption) for caption in captions)
 
+    def steps(self, members: Mapping[str, bytes]) -> int:
+        """Tokens of the longest caption."""
+        return max((len(self.encode(caption)) for caption in self.captions(members)), default=0)
+
     def encode(self, text: str) -> Int64[Tensor, " tokens"]:
         """Token ids of a text, at least one."""
+        # Half of a surrogate pair, which JSON can escape and no tokenizer takes, becomes a question mark.
+        text = text[: _LETTERS * self.max_length].encode("utf-8", "replace").decode("utf-8")
         ids = self._tokenizer()(text, truncation=True, max_length=self.max_length)["input_ids"]
         return torch.tensor(ids or [self.pad_id], dtype=torch.int64)
 

@@ -11,16 +11,13 @@ point comes last instead of first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
-from torchmetrics import Metric
 
-from mmlab import collectives
-from mmlab.batch import NOBODY, Embeddings, Modality
+from mmlab.batch import NOBODY, Embeddings
 
 TILE = 2**22
 """Scores held at a time: 16 MiB in float32, and as much again to count in."""
@@ -292,85 +289,3 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(low, high)
-
-
-@runtime_checkable
-class EmbeddingSource(Protocol):
-    """What a model with a tower for each modality gives."""
-
-    def get(self, modality: Modality) -> Embeddings | None:
-        """The rows of a modality; None without a tower for it."""
-
-
-class RetrievalMetrics(Metric):
-    """Metrics of several directions over a whole evaluation.
-
-    Each modality is kept once, as float32 on the CPU. `compute` gathers the rows of all ranks and sorts them
-    by place, so its numbers are the same bit for bit on any number of ranks.
-    """
-
-    full_state_update = False
-
-    def __init__(self, directions: Sequence[tuple[Modality, Modality]]) -> None:
-        """Start empty.
-
-        Args:
-            directions: Modality of the queries and modality of the candidates, for each direction.
-        """
-        # compute() gathers: Metric's own way fails on CPU tensors beside NCCL, and on a rank without rows.
-        super().__init__(sync_on_compute=False)
-        self.directions = list(directions)
-        self.modalities = sorted({modality for direction in directions for modality in direction})
-        for modality in self.modalities:
-            for field in Embeddings._fields:
-                self.add_state(f"{modality}_{field}", default=[], dist_reduce_fx="cat")
-
-    def update(self, source: EmbeddingSource) -> None:
-        """Keep the rows of a batch that take part."""
-        for modality in self.modalities:
-            rows = source.get(modality)
-            assert rows is not None, f"a direction names {modality}, for which the model has no tower"
-            keep = rows.group != NOBODY
-            kept = Embeddings(*(field[keep].detach().cpu() for field in rows))
-            for field, stored in zip(
-                kept._replace(vector=kept.vector.float()), self._stored(modality), strict=True
-            ):
-                stored.append(field)
-
-    def embeddings(self, modality: Modality) -> Embeddings:
-        """All ranks' rows of a modality in the order of their places; every rank must call it."""
-        none = (torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        own = [
-            torch.cat(stored) if stored else nothing
-            for stored, nothing in zip(self._stored(modality), none, strict=True)
-        ]
-        rows = Embeddings(*map(collectives.gather_rows, own))
-        order = rows.place.argsort(stable=True)
-        return Embeddings(*(field[order] for field in rows))
-
-    def compute(self) -> dict[str, float]:
-        """Every field of :class:`Ranking` as `image_to_text/r1`, and `mean_recall`; every rank must call it.
-
-        Beside R@1 and R@10 stand their 95 % intervals over groups of queries, `r1_low`, `r1_high`, ...
-        `mean_recall` is the mean of R@1, R@5 and R@10 over the directions that have queries: one number to
-        select models by.
-        """
-        rows = {modality: self.embeddings(modality) for modality in self.modalities}
-        values: dict[str, float] = {}
-        recalls: list[float] = []
-        for query, candidate in self.directions:
-            ranks = rank_relevant(rows[query], rows[candidate])
-            ranking = summarize(ranks)
-            numbers = ranking._asdict()
-            if ranking.queries > 0:
-                recalls += [ranking.r1, ranking.r5, ranking.r10]
-                for k in (1, 10):
-                    interval = bootstrap_interval(ranks.first <= k, ranks.group, seed=0)
-                    numbers |= {f"r{k}_low": interval.low, f"r{k}_high": interval.high}
-            values |= {f"{query}_to_{candidate}/{name}": value for name, value in numbers.items()}
-        values["mean_recall"] = sum(recalls) / len(recalls) if recalls else float("nan")
-        return values
-
-    def _stored(self, modality: Modality) -> list[list[Tensor]]:
-        """The lists that hold vectors, groups and places of a modality."""
-        return [getattr(self, f"{modality}_{field}") for field in Embeddings._fields]

@@ -4,7 +4,8 @@ Both take embeddings of two modalities. Rows of equal group are positives of eac
 are; rows of group :data:`~mmlab.batch.NOBODY` take no part. The loss is that of the global batch. Each rank
 compares its own rows with everybody's and returns `world_size` times its part of the sum: the mean over
 ranks of the returned values is the global loss, and the mean over ranks of the gradients, which DDP and
-FSDP take, is its gradient. All ranks must pass the same number of rows.
+FSDP take, is its gradient. All ranks must pass the same number of rows. Beside the value stands what each
+row adds to it (:class:`~mmlab.objectives.loss.Share`), at no cost in InfoNCE.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from mmlab import collectives
 from mmlab.batch import NOBODY, Embeddings
+from mmlab.objectives.loss import Loss, Share
 
 
-def info_nce(a: Embeddings, b: Embeddings, scale: Float[Tensor, " 1"] | float) -> Float[Tensor, ""]:
+def info_nce(a: Embeddings, b: Embeddings, scale: Float[Tensor, " 1"] | float) -> Loss:
     """Softmax cross-entropy of a row's positives among all rows of the other side, in both directions.
 
     For a row i of one side with positives P(i) and candidates C on the other side,
@@ -38,14 +40,17 @@ def info_nce(a: Embeddings, b: Embeddings, scale: Float[Tensor, " 1"] | float) -
         scale: Inverse temperature.
 
     Returns:
-        The loss, see the module's text about ranks; 0 where no row has a positive anywhere.
+        The loss, see the module's text about ranks; 0 where no row has a positive anywhere. It has a share
+        for each direction, whose rows are the queries.
     """
     a, b = _prepared(a), _prepared(b)
     all_a, all_b = _gathered(a), _gathered(b)
     with torch.autocast(a.vector.device.type, enabled=False):
-        towards_b = _cross_entropy_sum(a, all_b, scale) / _count_matched(all_a.group, all_b.group)
-        towards_a = _cross_entropy_sum(b, all_a, scale) / _count_matched(all_b.group, all_a.group)
-        return collectives.world_size() * (towards_b + towards_a) / 2
+        of_a, of_b = _cross_entropy(a, all_b, scale), _cross_entropy(b, all_a, scale)
+        towards_b = of_a.loss.sum() / _count_matched(all_a.group, all_b.group)
+        towards_a = of_b.loss.sum() / _count_matched(all_b.group, all_a.group)
+        value = collectives.world_size() * (towards_b + towards_a) / 2
+    return Loss(value, tuple(share._replace(loss=share.loss.detach()) for share in (of_a, of_b)))
 
 
 def sigmoid_loss(
@@ -53,7 +58,7 @@ def sigmoid_loss(
     b: Embeddings,
     scale: Float[Tensor, " 1"] | float,
     bias: Float[Tensor, " 1"] | float,
-) -> Float[Tensor, ""]:
+) -> Loss:
     """Binary cross-entropy of every pair: 1 for equal groups, 0 otherwise.
 
     loss = -1/N sum_{i, j} log sigmoid(z_ij (scale a_i.b_j + bias)) with z_ij = 1 for equal groups and -1
@@ -67,18 +72,25 @@ def sigmoid_loss(
         bias: Added to every pair's logit; about -log of the number of negatives at the start.
 
     Returns:
-        The loss, see the module's text about ranks; 0 where one side has no row anywhere.
+        The loss, see the module's text about ranks; 0 where one side has no row anywhere. In its share a
+        pair counts for the sample of `a`.
     """
     a, b = _prepared(a), _prepared(b)
     all_b = _gathered(b)
-    taking_part = ((a.group != NOBODY).sum() + (b.group != NOBODY).sum()) / 2
-    rows = collectives.total(taking_part).clamp(min=1)
+    taking_part = torch.cat([a.group != NOBODY, b.group != NOBODY])
+    rows = collectives.total(taking_part.sum() / 2).clamp(min=1)
     with torch.autocast(a.vector.device.type, enabled=False):
         logits = scale * (a.vector @ all_b.vector.T) + bias
         sign = torch.where(_positive(a.group, all_b.group), 1.0, -1.0).to(logits)
         compared = (a.group != NOBODY)[:, None] & (all_b.group != NOBODY)
         pairs = torch.where(compared, -F.logsigmoid(sign * logits), 0.0)
-        return collectives.world_size() * pairs.sum() / rows
+        value = collectives.world_size() * pairs.sum() / rows
+    share = Share(
+        loss=torch.cat([pairs.detach().sum(dim=1), pairs.new_zeros(len(b.group))]),
+        weight=taking_part / 2,
+        place=torch.cat([a.place, b.place]),
+    )
+    return Loss(value, (share,))
 
 
 def _prepared(rows: Embeddings) -> Embeddings:
@@ -104,10 +116,8 @@ def _count_matched(query: Int64[Tensor, " queries"], candidate: Int64[Tensor, " 
     return (torch.isin(query, candidate) & (query != NOBODY)).sum().clamp(min=1)
 
 
-def _cross_entropy_sum(
-    queries: Embeddings, candidates: Embeddings, scale: Float[Tensor, " 1"] | float
-) -> Float[Tensor, ""]:
-    """Sum over the queries that have a positive of the loss that :func:`info_nce` states."""
+def _cross_entropy(queries: Embeddings, candidates: Embeddings, scale: Float[Tensor, " 1"] | float) -> Share:
+    """The loss that :func:`info_nce` states of each query that has a positive, with gradient."""
     logits = scale * (queries.vector @ candidates.vector.T)
     positive = _positive(queries.group, candidates.group)
     positives = positive.sum(dim=1)
@@ -115,14 +125,15 @@ def _cross_entropy_sum(
     lowest = torch.finfo(logits.dtype).min
     normaliser = logits.masked_fill(candidates.group == NOBODY, lowest).logsumexp(dim=1)
     mean_logit = torch.where(positive, logits, 0.0).sum(dim=1) / positives.clamp(min=1)
-    return torch.where(positives > 0, normaliser - mean_logit, 0.0).sum()
+    loss = torch.where(positives > 0, normaliser - mean_logit, 0.0)
+    return Share(loss, (positives > 0).to(loss), queries.place)
 
 
 class ContrastiveObjective(nn.Module, ABC):
     """A loss between the embeddings of two modalities; holds what the loss itself learns."""
 
     @abstractmethod
-    def forward(self, a: Embeddings, b: Embeddings) -> Float[Tensor, ""]:
+    def forward(self, a: Embeddings, b: Embeddings) -> Loss:
         """The loss of two modalities; symmetric in its arguments."""
 
 
@@ -164,7 +175,7 @@ class InfoNCE(ContrastiveObjective):
         """The inverse temperature."""
         return self.log_scale.exp()
 
-    def forward(self, a: Embeddings, b: Embeddings) -> Float[Tensor, ""]:
+    def forward(self, a: Embeddings, b: Embeddings) -> Loss:
         """The loss of two modalities."""
         if self.training:
             # In place, as CLIP does: a clamp in the graph has no gradient above the limit, so a scale that
@@ -197,7 +208,7 @@ class SigmoidLoss(ContrastiveObjective):
         """The inverse temperature."""
         return self.log_scale.exp()
 
-    def forward(self, a: Embeddings, b: Embeddings) -> Float[Tensor, ""]:
+    def forward(self, a: Embeddings, b: Embeddings) -> Loss:
         """The loss of two modalities."""
         return sigmoid_loss(a, b, self.scale, self.bias)
 

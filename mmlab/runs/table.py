@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -15,16 +16,17 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
     """Arrange flat results.
 
     Metrics named `stage/row/column` whose chance level is known fill a table with a line each for the
-    trained model, the untrained one and chance; the other metrics follow one by one.
+    trained model, the untrained one and chance; `stage/row/column@source` fill rows of their source. The
+    other metrics follow one by one.
 
     Args:
         results: Flat name to value, as `metrics.json` holds them.
         untrained: The same measured before training; may be empty.
     """
-    rows: dict[str, list[str]] = {}
+    rows: dict[_Row, list[str]] = {}
     for name in results:
-        row, _, column = name.rpartition("/")
-        if f"{row}/{CHANCE}{column}" in results:
+        row, column = _split(name)
+        if row.name(CHANCE + column) in results:
             rows.setdefault(row, []).append(column)
     columns = list(dict.fromkeys(column for measured in rows.values() for column in measured))
     table = Table(title="results", title_justify="left")
@@ -32,27 +34,51 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(_TITLES.get(column, column), justify="right")
-    shown: set[str] = set()
-    for row, measured in rows.items():
+    for row in rows:
         lines = {"trained": results, "untrained": untrained, "chance": results}
         for label, values in lines.items():
-            prefix = f"{row}/{CHANCE if label == 'chance' else ''}"
-            cells = [_cell(values, prefix, column) for column in columns]
+            prefix = CHANCE if label == "chance" else ""
+            cells = [_cell(values, row, prefix + column) for column in columns]
             if any(cells):
-                title = row.split("/", 1)[-1].replace("_", " ") if label == "trained" else ""
+                title = row.title if label == "trained" else ""
                 table.add_row(title, label, *cells, end_section=label == "chance")
-            shown |= {prefix + column for column in measured}
     for name, value in results.items():
-        if name not in shown and name.rpartition("/")[0] not in rows:
+        if _split(name)[0] not in rows:
             cells = [format_value(name, value), *[""] * (len(columns) - 1)] if columns else []
             table.add_row(name, "" if columns else format_value(name, value), *cells)
     return table
 
 
-def _cell(values: Mapping[str, float], prefix: str, column: str) -> str:
+class _Row(NamedTuple):
+    """What stands in one line of the table."""
+
+    path: str
+    """`stage/row`."""
+    source: str
+    """Empty: all sources together."""
+
+    def name(self, column: str) -> str:
+        """The metric in a column."""
+        return f"{self.path}/{column}" + (f"@{self.source}" if self.source else "")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        row = self.path.split("/", 1)[-1].replace("_", " ")
+        return f"{self.source}: {row}" if self.source else row
+
+
+def _split(name: str) -> tuple[_Row, str]:
+    """Row and column of a metric."""
+    path, _, source = name.partition("@")
+    row, _, column = path.rpartition("/")
+    return _Row(row, source), column
+
+
+def _cell(values: Mapping[str, float], row: _Row, column: str) -> str:
     """A value, with its interval where that is known."""
-    text = format_value(column, values.get(prefix + column))
-    low, high = values.get(f"{prefix}{column}_low"), values.get(f"{prefix}{column}_high")
+    text = format_value(column.removeprefix(CHANCE), values.get(row.name(column)))
+    low, high = values.get(row.name(f"{column}_low")), values.get(row.name(f"{column}_high"))
     if low is None or high is None:
         return text
     return f"{text} ({100 * low:.0f}-{100 * high:.0f})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
+from mmlab.objectives.loss import Loss, losses_by_source
 from mmlab.optim import Optimization
 
 
@@ -41,8 +43,12 @@ class BaseTask(L.LightningModule, ABC):
         self.adaptation = adaptation
 
     @abstractmethod
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """What is minimised: the sum of these scalars. Each is logged under its name."""
+    def losses(self, batch: Batch) -> Mapping[str, Tensor | Loss]:
+        """What is minimised: the sum of these. Each is logged under its name.
+
+        A scalar will do. A :class:`~mmlab.objectives.loss.Loss` says besides what each sample adds to it, so
+        that the loss of each source is known even where sources are mixed within a batch.
+        """
 
     @abstractmethod
     def make_metrics(self) -> Metric:
@@ -50,7 +56,7 @@ class BaseTask(L.LightningModule, ABC):
 
     @abstractmethod
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
-        """Add one evaluation batch to the metric."""
+        """Add one evaluation batch to the metric; one that knows sources takes them from the batch."""
 
     def on_fit_start(self) -> None:
         """Set the modes: Lightning leaves those it finds, and pretrained models come in evaluation mode."""
@@ -64,14 +70,29 @@ class BaseTask(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses of a batch."""
-        losses = self.losses(batch)
-        total = torch.stack(list(losses.values())).sum()
+        losses = {
+            name: loss if isinstance(loss, Loss) else Loss(loss) for name, loss in self.losses(batch).items()
+        }
+        total = torch.stack([loss.value for loss in losses.values()]).sum()
         # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
         if len(losses) > 1:
-            parts = {f"train/loss/{name}": loss for name, loss in losses.items()}
+            parts = {f"train/loss/{name}": loss.value for name, loss in losses.items()}
             self.log_dict(parts, batch_size=len(batch), sync_dist=True)
+        if batch.sources:
+            self._log_sources(losses, batch, batch_idx)
         return total
+
+    def _log_sources(self, losses: Mapping[str, Loss], batch: Batch, batch_idx: int) -> None:
+        """Log `train/loss@source` where Lightning logs this step; other steps cost nothing."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        ends_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if every == 0 or (self.global_step + 1) % every != 0 or not ends_step or not self.loggers:
+            return
+        values = {f"train/{name}": value for name, value in losses_by_source(losses, batch).items()}
+        # Not self.log: it would repeat the last value of a source at steps that have none of its samples.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         """Start to measure."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from torch import Tensor
 from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch, Modality
-from mmlab.metrics.ranking import RetrievalMetrics
+from mmlab.metrics.retrieval import RetrievalMetrics
 from mmlab.models.dual_encoder import DualEncoder
 from mmlab.objectives.contrastive import ContrastiveObjective
+from mmlab.objectives.loss import Loss
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
 
@@ -65,7 +65,7 @@ class RetrievalTask(BaseTask):
         self.pairs = [(Modality(a), Modality(b)) for a, b in pairs]
         self.evaluate_pairs = [(Modality(a), Modality(b)) for a, b in evaluate_pairs]
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Loss]:
         """One contrastive loss for each pair."""
         output = self.model(batch)
         return {f"{a}_{b}": self.objective(output.get(a), output.get(b)) for a, b in self.pairs}
@@ -76,4 +76,4 @@ class RetrievalTask(BaseTask):
 
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep the embeddings of a batch."""
-        metrics.update(self.model(batch))
+        metrics.update(self.model(batch), batch)

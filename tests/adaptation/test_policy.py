@@ -25,7 +25,7 @@ class Small(Encoder):
         self.dropout = nn.Dropout(0.5)
         self.positions = nn.Parameter(torch.zeros(3), requires_grad=False)
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         raise AssertionError("no test runs it")
 
 

@@ -175,7 +175,7 @@ def test_wrong_weights_are_refused() -> None:
         Mixture({"large": Part(weight=1.0), "small": Part()}).shares({"large": 1, "small": 1})
     with pytest.raises(ValueError, match="must be above 0"):
         Mixture({"large": Part(weight=0.0)}).shares({"large": 1})
-    with pytest.raises(ValueError, match="temperature 0.0"):
+    with pytest.raises(ValueError, match="temperature 0"):
         Mixture({"large": Part()}, temperature=0.0)
     with pytest.raises(ValueError, match="needs parts"):
         Mixture({})

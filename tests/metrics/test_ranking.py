@@ -22,11 +22,11 @@ from mmlab.batch import NOBODY, Embeddings, Modality
 from mmlab.metrics import ranking
 from mmlab.metrics.ranking import (
     Ranking,
-    RetrievalMetrics,
     bootstrap_interval,
     evaluate_direction,
     rank_relevant,
 )
+from mmlab.metrics.retrieval import RetrievalMetrics
 
 
 def rows(vector: Tensor, groups: list[int] | Tensor) -> Embeddings:

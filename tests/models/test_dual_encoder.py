@@ -24,7 +24,7 @@ class Words(Encoder):
         self.table = nn.Embedding(10, dim)
         self.calls = 0
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         self.calls += 1
         assert inputs.mask is not None
         return Encoded(self.table(inputs.data), inputs.mask)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmlab import collectives
 from mmlab.batch import NOBODY, Embeddings
-from mmlab.objectives.contrastive import InfoNCE, SigmoidLoss, info_nce, sigmoid_loss
+from mmlab.objectives import contrastive
+from mmlab.objectives.contrastive import InfoNCE, SigmoidLoss
 
 SCALE, BIAS = 5.0, -1.5
 
@@ -54,8 +55,12 @@ def naive_sigmoid(a: Embeddings, b: Embeddings) -> float:
     return loss / max(rows, 1)
 
 
-def sigmoid(a: Embeddings, b: Embeddings, scale: Tensor | float) -> Tensor:
-    return sigmoid_loss(a, b, scale, BIAS)
+def info_nce(a: Embeddings, b: Embeddings, scale: Tensor | float) -> Tensor:
+    return contrastive.info_nce(a, b, scale).value
+
+
+def sigmoid(a: Embeddings, b: Embeddings, scale: Tensor | float, bias: float = BIAS) -> Tensor:
+    return contrastive.sigmoid_loss(a, b, scale, bias).value
 
 
 LOSSES = pytest.mark.parametrize("loss", [info_nce, sigmoid], ids=["info_nce", "sigmoid"])
@@ -144,7 +149,7 @@ def test_autocast_does_not_round_similarities(loss: Callable[..., Tensor]) -> No
 
 def part_of_rank(name: str, left: list[int], right: list[int]) -> tuple[float, list[Tensor]]:
     """Loss and gradients of one rank, which owns one half of the rows; of everything in one process."""
-    loss = {"info_nce": info_nce, "sigmoid": sigmoid}[name]
+    loss: Callable[..., Tensor] = {"info_nce": info_nce, "sigmoid": sigmoid}[name]
     share = collectives.world_size()
     shares = []
     for groups, seed in ((left, 0), (right, 1)):
@@ -184,8 +189,8 @@ def test_two_ranks_equal_one(ranks, name: str, left: list[int], right: list[int]
 
 def test_modules_start_where_the_papers_do() -> None:
     a, b = embeddings([0, 1, 2], seed=0), embeddings([0, 1, 2], seed=1)
-    torch.testing.assert_close(InfoNCE()(a, b), info_nce(a, b, 1 / 0.07), rtol=1e-6, atol=0)
-    torch.testing.assert_close(SigmoidLoss()(a, b), sigmoid_loss(a, b, 10.0, -10.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(InfoNCE()(a, b).value, info_nce(a, b, 1 / 0.07), rtol=1e-6, atol=0)
+    torch.testing.assert_close(SigmoidLoss()(a, b).value, sigmoid(a, b, 10.0, -10.0), rtol=1e-6, atol=0)
     assert {name: p.shape for name, p in SigmoidLoss().named_parameters()} == {
         "log_scale": (1,),
         "bias": (1,),
@@ -203,7 +208,7 @@ def test_scale_stays_below_its_limit_and_comes_back() -> None:
     with torch.no_grad():
         objective.log_scale.fill_(math.log(50.0))
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    loss = objective(a, b)
+    loss = objective(a, b).value
     torch.testing.assert_close(loss, info_nce(a, b, 20.0), rtol=1e-5, atol=0)
     loss.backward()
     optimizer.step()

@@ -37,6 +37,26 @@ def test_trained_untrained_and_chance_stand_under_each_other() -> None:
     assert not any("map" in line for line in lines), "without a chance level it has no column"
 
 
+def test_each_source_has_lines_of_its_own() -> None:
+    results = {
+        "test/image_to_text/r1": 0.25, "test/image_to_text/chance_r1": 0.01,
+        "test/mean_recall": 0.4,
+        "test/image_to_text/r1@sea/photos": 0.5, "test/image_to_text/chance_r1@sea/photos": 0.02,
+        "test/image_to_text/r1_low@sea/photos": 0.4, "test/image_to_text/r1_high@sea/photos": 0.6,
+        "test/mean_recall@sea/photos": 0.7,
+    }  # fmt: skip
+    untrained = {"test/image_to_text/r1@sea/photos": 0.03}
+    lines = _text(results_table(results, untrained)).splitlines()
+    start = next(number for number, line in enumerate(lines) if "sea/photos: image to text" in line)
+    assert "50.0 % (40-60)" in lines[start]
+    assert "untrained" in lines[start + 1]
+    assert "3.0 %" in lines[start + 1]
+    assert "2.0 %" in lines[start + 2]
+    (together,) = (line for line in lines[:start] if "image to text" in line)
+    assert "25.0 %" in together
+    assert any("test/mean_recall@sea/photos" in line for line in lines)
+
+
 def test_results_without_chance_are_listed() -> None:
     text = _text(results_table({"test/loss": 1.25, "test/accuracy": 0.5}, {}))
     assert "1.2" in text

@@ -47,7 +47,7 @@ class Words(Encoder):
         self.table = nn.Embedding(10, self.dim)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         assert inputs.mask is not None
         return Encoded(self.dropout(self.table(inputs.data)), inputs.mask)
 
@@ -63,7 +63,7 @@ class Colours(Encoder):
         self.linear = nn.Linear(3, self.dim)
         self.norm = nn.BatchNorm1d(self.dim)
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         tokens = self.norm(self.linear(inputs.data.float().mean((2, 3)) / 255))[:, None]
         return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
 
@@ -127,7 +127,7 @@ class TestLosses:
         losses = task.losses(make_batch())
         everything = make_task().eval().losses(make_batch())
         assert set(losses) == {"signal_text"}
-        torch.testing.assert_close(losses["signal_text"], everything["text_signal"])
+        torch.testing.assert_close(losses["signal_text"].value, everything["text_signal"].value)
 
     def test_value_of_one_pair(self) -> None:
         """Samples 0 to 3 have both; 4 has an image only, a negative; 0 and 1 are positives of each other."""
@@ -143,7 +143,7 @@ class TestLosses:
         target[:2, :2] = 0.5
         to_text = -(target * F.log_softmax(scores[:4], dim=1)).sum() / 4
         to_image = -(target * F.log_softmax(scores, dim=0)[:4]).sum() / 4
-        loss = task.losses(batch)["image_text"]
+        loss = task.losses(batch)["image_text"].value
         torch.testing.assert_close(loss.double(), (to_text + to_image) / 2, rtol=1e-5, atol=1e-6)
 
     def test_the_step_adds_them_up_and_reaches_every_tower(self, tmp_path: Path) -> None:

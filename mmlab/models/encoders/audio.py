@@ -51,7 +51,7 @@ class WhisperEncoder(Encoder):
                 )
             self.backbone.layers = self.backbone.layers[:num_layers]
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         """Encode waveforms, float32 [rows, samples] in [-1, 1].
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -30,6 +31,30 @@ class Encoder(nn.Module, ABC):
     dim: int
     """Size of a token's features."""
 
-    @abstractmethod
     def forward(self, inputs: Input) -> Encoded:
+        """Encode every row, or pass on the tokens that this encoder gave before (`Input.encoded`).
+
+        Raises:
+            ValueError: Tokens are given to an encoder that is trained, or are of another size.
+        """
+        if not inputs.encoded:
+            return self.encode(inputs)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} is trained, but the data bring features that it gave before: freeze "
+                "it, or leave data.loading.features out"
+            )
+        if inputs.data.shape[2] != self.dim:
+            raise ValueError(
+                f"features of {self.modality} have size {inputs.data.shape[2]}, but {type(self).__name__} "
+                f"gives {self.dim}: make them anew (mmlab data features)"
+            )
+        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
+        mask = inputs.mask
+        if mask is None:
+            mask = torch.ones(inputs.data.shape[:2], dtype=torch.bool, device=inputs.data.device)
+        return Encoded(inputs.data.to(dtype), mask)
+
+    @abstractmethod
+    def encode(self, inputs: Input) -> Encoded:
         """Encode every row."""

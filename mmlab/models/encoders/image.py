@@ -67,7 +67,7 @@ class ImageEncoder(Encoder):
         _fix_unused(self.backbone, tokens)
         self.train()
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         """Encode pixels, uint8 [rows, 3, height, width]."""
         pixels = (inputs.data.float() / 255 - self.mean.float()) / self.std.float()
         # The buffers follow the module to half precision, and so must the pixels. Convolutions keep the

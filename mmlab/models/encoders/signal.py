@@ -63,7 +63,7 @@ class SignalEncoder(Encoder):
             layer, num_layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False
         )
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         """Encode arrays, float32 [rows, steps, channels]."""
         valid = inputs.mask
         assert valid is not None, "a signal without lengths"

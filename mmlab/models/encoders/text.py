@@ -41,7 +41,7 @@ class TextEncoder(Encoder):
             for layer in layers:
                 layer.p = dropout
 
-    def forward(self, inputs: Input) -> Encoded:
+    def encode(self, inputs: Input) -> Encoded:
         """Encode token ids, int64 [rows, tokens].
 
         Raises:
