@@ -173,7 +173,7 @@ class CommandLine(LightningCLI):
 
     def _check_features(self) -> None:
         """Raise ValueError where the data bring features of other encoders than this run has."""
-        features = getattr(self.datamodule, "features", None)
+        features = self.datamodule.features
         if features is None:
             return
         encoders = fixed_encoders(self.model.model)

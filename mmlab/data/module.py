@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mmlab.data.audio import AudioReader
 from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
+from mmlab.data.features import Features
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
 from mmlab.data.mixture import MixedOrder
@@ -78,12 +81,13 @@ class ShardData(LightningDataModule):
         self._shards: dict[Split, SampleSet] = {}
         self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
+        self._readers: dict[Split, tuple[Reader, ...]] = {}
 
     def prepare_data(self) -> None:
         """Fetch and convert the source, index the shards, fetch tokenizers: in one process of each node."""
         for reader in self.readers:
             reader.prepare()
-        found = {split: self._find(split) for split in get_args(Split)}
+        found = {split: self.find(split) for split in get_args(Split)}
         if found["train"] is not None and self.loading.bucketing is not None:
             self._order("train", found["train"])  # the lengths that it measures are kept
 
@@ -113,9 +117,18 @@ class ShardData(LightningDataModule):
                 nodes = 1 if self.trainer is None else self.trainer.num_nodes
                 check_room(shards, order.lanes, loading=self.loading, nodes=nodes)
                 self._check_modalities(shards, order)
-            self._shards[split], self._orders[split] = shards, order
+            readers: tuple[Reader, ...] = self.readers
+            joined = None if self.features is None else self.features.join(split, shards)
+            if self.features is not None and joined is not None:
+                shards, readers = joined, self.features.readers(self.readers)
+            self._shards[split], self._orders[split], self._readers[split] = shards, order, readers
 
-    def _find(self, split: Split) -> SampleSet | None:
+    @cached_property
+    def features(self) -> Features | None:
+        """What frozen encoders gave, where the run uses it."""
+        return None if self.loading.features is None else Features.open(Path(self.loading.features))
+
+    def find(self, split: Split) -> SampleSet | None:
         """The samples of a split, or None where it does not exist."""
         return open_samples(self.source, self.splits, split, remote=self.loading.remote)
 
@@ -139,7 +152,7 @@ class ShardData(LightningDataModule):
         Raises:
             ValueError: As for :meth:`setup`.
         """
-        shards = self._find(split)
+        shards = self.find(split)
         if shards is None:
             raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
         return shards, self._order(split, shards)
@@ -186,7 +199,7 @@ class ShardData(LightningDataModule):
         stream = Stream(
             self._shards[split],
             self._orders[split],
-            self.readers,
+            self._readers[split],
             seed=self.loading.seed if split == "train" else None,
             rank=rank,
             ranks=ranks,
@@ -263,7 +276,7 @@ class ShardData(LightningDataModule):
 
     def has(self, split: Split) -> bool:
         """Whether there are shards of a split; prepares the source."""
-        return self._find(split) is not None
+        return self.find(split) is not None
 
     def digest(self, split: Split) -> str:
         """Digest of a split's indices, once its stage is set up."""

@@ -51,6 +51,8 @@ class Loading:
     """Training batches of samples of like length, within a budget of tokens or seconds. None: by chance."""
     remote: RemoteShards = _REMOTE
     """How shards with an address (`https://`, `s3://`, ...) are fetched and kept."""
+    features: str | None = None
+    """Folder of what frozen encoders gave (`mmlab data features`): read instead of running them."""
     exact: bool = True
     """Whether a resumed run is refused where shards, batch size, seed or lanes differ from its checkpoint's.
     False: it goes on at the same step of the order that now is, so samples may repeat or miss their turn."""

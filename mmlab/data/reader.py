@@ -26,11 +26,16 @@ class Rows(NamedTuple):
 class Reader(ABC):
     """Reads one modality of a sample. Built in one process, used in others: it must pickle."""
 
-    modality: ClassVar[Modality]
+    modality: Modality
     steps_per_unit: float = 1.0
     """Steps of a row in what people count its length in: tokens, seconds, steps."""
     encoded: ClassVar[bool] = False
     """Whether rows are what the encoder gave once; see :attr:`mmlab.batch.Input.encoded`."""
+
+    @property
+    def raw(self) -> Reader:
+        """What reads the members themselves: this reader, unless it stands in for another."""
+        return self
 
     @property
     def identity(self) -> str:

@@ -45,8 +45,8 @@ _OPENERS = 8
 """Shards that are opened, or fetched to be indexed, at the same time."""
 _TABLE_BYTES = 64 * 2**20
 """Memory for the places of samples in their index, in each process."""
-_GAP = 2**20
-"""Bytes that one read may span beyond a sample's own."""
+_BLOCK = 2**16
+"""Bytes up to which a sample is read at once; cutting its members out copies them."""
 
 _REMOTE = RemoteShards()
 
@@ -194,7 +194,7 @@ class ShardSet(SampleSet):
             self._ahead.announce(remote)
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Read one sample with one read of its file.
+        """Read one sample: a small one with one read of its file, others with one for each member.
 
         Raises:
             BrokenMember: The sample is too large, or the file ends before it.
@@ -206,7 +206,7 @@ class ShardSet(SampleSet):
         tar = self._tars.get(shard, self._open)
         start = min(offset for _, offset, _ in members)
         stop = max(offset + size for _, offset, size in members)
-        if stop - start <= sum(size for _, _, size in members) + _GAP:
+        if stop - start <= _BLOCK:
             block = os.pread(tar, stop - start, start)
             content = {ext: block[offset - start : offset - start + size] for ext, offset, size in members}
         else:

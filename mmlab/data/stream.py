@@ -55,7 +55,7 @@ class Stream:
         # An order keeps the windows that it is in; looking ahead would throw them out again and again.
         self._scout = copy.deepcopy(order) if self._remote else order
         self.readers = tuple(readers)
-        self.text = next((reader for reader in readers if isinstance(reader, TextReader)), None)
+        self.text = next((r.raw for r in readers if isinstance(r.raw, TextReader)), None)
         self.seed = seed
         self.rank = rank
         self.ranks = ranks

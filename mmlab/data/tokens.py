@@ -100,7 +100,7 @@ class FeatureReader(Reader):
             precision: What tokens are stored in.
         """
         self._raw = reader
-        self.modality = reader.modality  # type: ignore[misc]
+        self.modality = reader.modality
         self.dim = dim
         self.dtype: torch.dtype = getattr(torch, precision)
         # These draw one of several in training; the others give all that they have.
