@@ -284,8 +284,8 @@ def main() -> None:
         medians = compare(tars, peer, repetitions=repetitions, batches=batches)
     verdict = "ok" if difference < 2 else "short"
     print(
-        f"loader_pixels ratio={difference:.2f} bar=2 {verdict} (of 255: mean absolute difference to Pillow on "
-        f"the box that was cut; {drawn:.2f} on the box before it was moved to whole decoded pixels)"
+        f"loader_pixels ratio={difference:.2f} bar=2 {verdict} (of 255: mean absolute difference to Pillow, "
+        f"on the box that was cut; {drawn:.2f} on the one drawn, before it was moved to whole decoded pixels)"
     )
     for name in ("decoding", "open_clip"):
         ratio = medians[name] / medians["mmlab"]

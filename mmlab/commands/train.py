@@ -61,6 +61,10 @@ class ConfigError(ValueError):
 class Parser(LightningArgumentParser):
     """Raises what is wrong instead of printing pages of usage."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        # A shortened key would be taken for the one that it begins.
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Hand the complaint to :func:`run`, which words it."""
         raise ConfigError(message, sorted(_options(self))) from ex

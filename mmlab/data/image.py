@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate
 
 from mmlab.batch import Modality
 from mmlab.data.decode import MAX_PIXELS, decode_image, read_image_header
@@ -181,13 +181,8 @@ class ImageReader(Reader):
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """All pictures have one size; the colours of a pixel lie together in memory (channels last)."""
-        shape = (len(rows), self.size, self.size, 3)
-        out = None
-        if get_worker_info() is not None:
-            # Straight into the memory that the worker shares: its batch is not copied once more.
-            size = math.prod(shape)
-            out = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size), 0, shape)
-        return Rows(torch.stack([row.permute(1, 2, 0) for row in rows], out=out).permute(0, 3, 1, 2), None)
+        # In a worker, torch stacks straight into memory that the processes share.
+        return Rows(default_collate([row.permute(1, 2, 0) for row in rows]).permute(0, 3, 1, 2), None)
 
 
 def jitter(image: UInt8[Tensor, "3 h w"], strength: float, rng: Random) -> UInt8[Tensor, "3 h w"]:

@@ -277,7 +277,7 @@ class TestStages:
         for key, place in zip(batch.keys, batch.place.tolist(), strict=True):
             assert data.read_raw("train", place).key == key
         assert data.read_raw("test", 3).key == "02003"
-        assert data.digest("test") == make_data(folder)._find("test").digest  # type: ignore[union-attr]
+        assert data.digest("test") == make_data(folder).plan("test")[0].digest
 
 
 class TestRefusals:

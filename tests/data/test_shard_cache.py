@@ -33,8 +33,9 @@ SPAWN = multiprocessing.get_context("spawn")
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shard_cache, "_WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(shard_cache, "_SHORT_WAITS", (0.0,))
+    before = set(threading.enumerate())
     yield
-    wait_for(lambda: not any(thread.name == "shards ahead" for thread in threading.enumerate()))
+    wait_for(lambda: not any(t.name == "shards ahead" for t in set(threading.enumerate()) - before))
 
 
 @pytest.fixture(scope="module")

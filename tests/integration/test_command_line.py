@@ -155,7 +155,7 @@ def test_light_commands_answer_without_torch(shell: Shell) -> None:
     }
     assert {"generated", "stamps"} == {text.split()[0] for text in texts[5].splitlines()}
     assert "2 samples" in texts[7]
-    assert "txt: 2" in texts[7]
+    assert "txt (text): 2 samples" in texts[7]
 
 
 class TestFit:
@@ -289,6 +289,7 @@ class TestRefusals:
             (("--data.source.init_args.tain", "99"), ("tain", "'train'")),
             (("--model", "mmlab.tasks.retrieval.RetreivalTask"), ("RetreivalTask", "RetrievalTask")),
             (("--data.batch_size", "eight"), ("data.batch_size", "eight")),
+            (("--trainer.max_epoch", "3"), ("trainer.max_epoch", "'max_epochs'")),
         ],
     )
     def test_a_mistyped_word(self, shell: Shell, words: tuple[str, ...], expected: tuple[str, str]) -> None:
