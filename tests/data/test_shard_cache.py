@@ -293,14 +293,14 @@ class TestAhead:
             shards.read(2, 0)
 
     def test_starts_no_thread_before_and_leaves_none(self, shop: Shop, cache: Path) -> None:
-        before = threading.active_count()
+        before = set(threading.enumerate())
         shards = find(shop, cache)
         shards.read(0, 0)
-        assert not any(thread.name == "shards ahead" for thread in threading.enumerate())
+        assert not any(t.name == "shards ahead" for t in set(threading.enumerate()) - before)
         shards.announce([1])
         wait_for(lambda: kept(cache) == ["0", "1"])
         del shards
-        wait_for(lambda: threading.active_count() <= before)
+        wait_for(lambda: not any(t.name == "shards ahead" for t in set(threading.enumerate()) - before))
 
     def test_keeps_no_process_from_ending(self, shop: Shop, cache: Path) -> None:
         find(shop, cache)
