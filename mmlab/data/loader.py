@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +14,6 @@ from mmlab.data.text import TOKENIZERS, TextReader
 
 _AHEAD = 64
 """Steps of a worker that remote shards are fetched ahead."""
-
-
-# Parameters of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class _Steps(IterableDataset[Batch]):
@@ -34,8 +29,6 @@ class _Steps(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        if worker is not None:
-            _keep_freed_memory()
         step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
         announced = step
         while self.stream.seed is not None or step < self.stream.order.steps:
@@ -130,18 +123,6 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library (glibc) keep what is freed for the next sample, up to 256 MiB.
-
-    By default it gives the memory of every decoded picture back to the system, and gets the next one's page
-    by page: a tenth of the time of a worker.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(_TRIM_THRESHOLD, 256 * 2**20)
 
 
 def _context(stream: Stream) -> multiprocessing.context.BaseContext:
