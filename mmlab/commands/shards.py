@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from mmlab.commands import shards_check, shards_info
+from mmlab.commands.action import ActionParser
 from mmlab.data.shards import ShardSet
-
-
-class _Action(argparse.ArgumentParser):
-    """A parser that may hand on words which another parser is to understand."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and keep what is unknown as `words` where the action asks for it."""
-        parsed, unknown = super().parse_known_args(args, namespace)
-        if self.get_default("words") is None:
-            return parsed, unknown
-        parsed.words = unknown
-        return parsed, []
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +18,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Look at WebDataset tars. PATHS are files, patterns ('train-*.tar') or ranges "
         "('train-{000000..000099}.tar').",
     )
-    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Action)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=ActionParser)
     _add_index(actions)
     _add_info(actions)
     _add_check(actions)
@@ -40,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 _Actions = argparse._SubParsersAction
 
 
-def _add_index(actions: _Actions[_Action]) -> None:
+def _add_index(actions: _Actions[ActionParser]) -> None:
     purpose = "write the index of shards that have none, beside them"
     action = actions.add_parser("index", help=purpose, description=purpose)
     action.add_argument("paths", nargs="+", metavar="PATHS")
@@ -53,7 +41,7 @@ def _index(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_info(actions: _Actions[_Action]) -> None:
+def _add_info(actions: _Actions[ActionParser]) -> None:
     action = actions.add_parser(
         "info",
         help="count samples, bytes and modalities; show some of them",
@@ -80,7 +68,7 @@ def _add_info(actions: _Actions[_Action]) -> None:
     action.set_defaults(run=shards_info.run)
 
 
-def _add_check(actions: _Actions[_Action]) -> None:
+def _add_check(actions: _Actions[ActionParser]) -> None:
     action = actions.add_parser(
         "check",
         help="read and decode every member; exit status 1 if anything is wrong",
@@ -106,7 +94,7 @@ def _add_check(actions: _Actions[_Action]) -> None:
     action.set_defaults(run=shards_check.run)
 
 
-def _add_order(actions: _Actions[_Action]) -> None:
+def _add_order(actions: _Actions[ActionParser]) -> None:
     action = actions.add_parser(
         "order",
         help="print which samples each rank gets at each step of training",

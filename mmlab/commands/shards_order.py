@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mmlab.commands.diagnosis import diagnose
 from mmlab.commands.shards_check import plain
-from mmlab.commands.train import CommandLine, ConfigError, Parser
+from mmlab.commands.train import CommandLine, build
 from mmlab.data.module import ShardData
 from mmlab.data.order import Order
 from mmlab.data.samples import SampleSet
@@ -61,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: The steps, the config, the ranks or the workers do not fit.
     """
     steps = _steps(arguments.steps)
-    data = _build(arguments.words)
+    data = build(DataLine, ["fit", *arguments.words]).datamodule
     data.prepare_data()
     samples, order = data.plan("train")
     workers = data.loading.num_workers if arguments.workers is None else arguments.workers
@@ -90,36 +88,6 @@ def _steps(text: str) -> range:
         raise ValueError(f"--steps {text}: give A:B with A below B, such as 100:104, or one step")
     first = int(match[1])
     return range(first, first + 1 if match[2] is None else int(match[2]))
-
-
-def _build(words: Sequence[str]) -> ShardData:
-    """The data of a config, of which nothing is opened yet.
-
-    Raises:
-        ValueError: The config or the command line does not fit, in a line or two.
-    """
-    sys.argv[1:] = ["fit", *words]  # Lightning warns where it is given other words than these
-    try:
-        line = DataLine(
-            BaseTask,
-            ShardData,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            parser_class=Parser,
-            load_from_checkpoint_support=False,
-        )
-    except ConfigError as error:
-        raise ValueError(diagnose(words, error.options, str(error))) from error
-    except ValueError as error:
-        raise _innermost(error) from None
-    return line.datamodule
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """What a constructor said, out of the parser's account of it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _block(dealt: Dealt, workers: int) -> Iterator[str]:

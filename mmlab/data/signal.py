@@ -24,14 +24,16 @@ _MAX_VALUES = 2**24
 """Steps x channels of one row: 64 MiB, which a batch holds as often as it has samples."""
 
 
-class _Header(NamedTuple):
+class ArrayHeader(NamedTuple):
+    """What the header of an array in numpy's format says."""
+
     dtype: np.dtype[Any]
     fortran: bool
     shape: tuple[int, ...]
     size: int
 
 
-def _read_header(data: bytes) -> _Header:
+def read_array_header(data: bytes) -> ArrayHeader:
     """Read the header of numpy's format, versions 1 and 2 (numpy.lib.format).
 
     Not by numpy, whose own reader takes headers for Python source where they are broken.
@@ -53,7 +55,7 @@ def _read_header(data: bytes) -> _Header:
     if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
         raise BrokenMember("not an array of numbers")
     try:
-        return _Header(np.dtype(name), bool(fortran), shape, size)
+        return ArrayHeader(np.dtype(name), bool(fortran), shape, size)
     except TypeError:
         raise BrokenMember("not an array of numbers") from None
 
@@ -102,7 +104,7 @@ class SignalReader(Reader):
 
     def _load(self, data: bytes) -> Shaped[np.ndarray, "steps channels"]:
         """The array as it is stored."""
-        dtype, fortran, shape, start = _read_header(data)
+        dtype, fortran, shape, start = read_array_header(data)
         shape = (1, *shape) if len(shape) == 1 else shape
         # numpy itself raises many errors for shapes of many, or of huge, dimensions.
         if len(shape) != 2 or shape[1] != self.channels:

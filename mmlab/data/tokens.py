@@ -24,7 +24,7 @@ from mmlab.batch import Modality
 from mmlab.data.audio import AudioReader
 from mmlab.data.decode import BrokenMember
 from mmlab.data.reader import Reader, Rows, pad, pick
-from mmlab.data.signal import _read_header
+from mmlab.data.signal import read_array_header
 from mmlab.data.text import TextReader
 
 ABOUT = "about.tokens.json"
@@ -192,7 +192,7 @@ def _spans(variants: Sequence[Sequence[Row]]) -> list[list[slice | str]]:
     return spans
 
 
-_header = lru_cache(maxsize=1024)(_read_header)
+_header = lru_cache(maxsize=1024)(read_array_header)
 """Of many rows one is like another, and reading it takes longer than all the rest."""
 
 
