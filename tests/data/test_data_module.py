@@ -202,6 +202,22 @@ class TestResume:
             resume(Recorder(), data, whole_run[1] / "step-4.ckpt")
         assert named in str(raised.value)
 
+    @pytest.mark.parametrize("changes", [{"seed": 6}, {"batch_size": 4}, {"unit": "shard"}])
+    def test_with_another_order_goes_on_where_that_is_wanted(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        whole_run: tuple[list[Any], Path],
+        changes: dict[str, Any],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        fresh, resumed = Recorder(), Recorder()
+        make_trainer(tmp_path, max_epochs=1).fit(fresh, make_data(folder, **changes))
+        data = make_data(folder, exact=False, **changes)
+        resume(resumed, data, whole_run[1] / "step-4.ckpt", max_epochs=1)
+        assert resumed.train_batches == fresh.train_batches[4:]
+        assert "the order of samples changes at this step" in caplog.text
+
     def test_with_other_shards_is_refused(self, tmp_path: Path, whole_run: tuple[list[Any], Path]) -> None:
         write_shards((signal_sample(n) for n in range(100, 201)), tmp_path, "train")
         data = make_data(tmp_path)

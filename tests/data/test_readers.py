@@ -36,6 +36,22 @@ def sound(wave: np.ndarray, rate: int, format: str = "wav", subtype: str | None 
 
 
 class TestAudio:
+    @settings(max_examples=30, deadline=None)
+    @given(
+        st.lists(st.integers(100, 30_000), min_size=1, max_size=3), st.sampled_from([8000, 11_025, 44_100]),
+        st.sampled_from([None, 0.3, 1.0]), st.integers(0, 99),
+    )  # fmt: skip
+    def test_no_row_is_longer_than_the_headers_tell(
+        self, lengths: list[int], rate: int, most: float | None, seed: int
+    ) -> None:
+        reader = AudioReader(16_000, max_seconds=most, members=["*.wav"])
+        members = {f"{n}.wav": sound(tone(steps / rate, rate), rate) for n, steps in enumerate(lengths)}
+        rows = reader.read(members, random.Random(seed)) + AudioReader(
+            16_000, max_seconds=most, members=["*.wav"], every=True
+        ).read(members, None)
+        longest = max(len(row) for row in rows)
+        assert longest <= reader.steps(members) <= longest + 2
+
     @pytest.mark.parametrize(
         ("format", "tolerance"), [("wav", 1e-3), ("flac", 1e-3), ("ogg", 0.02), ("mp3", 0.02)]
     )
