@@ -101,11 +101,12 @@ class ShardData(LightningDataModule):
         ranks, _ = self._ranks()
         stage = TrainerFn.FITTING if stage is None else TrainerFn(stage)
         for split in _STAGES[stage]:
-            if split == "val" and stage is TrainerFn.FITTING and not self.has(split):
+            found = self.find(split)
+            if found is None and split == "val" and stage is TrainerFn.FITTING:
                 # Lightning validates whenever this method is not the base class's own.
                 self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
                 continue
-            shards, order = self.plan(split)
+            shards, order = self._plan(split, found)
             if shards.damaged:
                 _log.warning(
                     "%d of %d %s shards are cut off or damaged (%s); their complete samples are used",
@@ -117,10 +118,11 @@ class ShardData(LightningDataModule):
                 nodes = 1 if self.trainer is None else self.trainer.num_nodes
                 check_room(shards, order.lanes, loading=self.loading, nodes=nodes)
                 self._check_modalities(shards, order)
-            readers: tuple[Reader, ...] = self.readers
-            joined = None if self.features is None else self.features.join(split, shards)
-            if self.features is not None and joined is not None:
-                shards, readers = joined, self.features.readers(self.readers)
+            readers = self.readers
+            if self.features is not None:
+                joined = self.features.join(split, shards)
+                if joined is not None:
+                    shards, readers = joined, self.features.readers(readers)
             self._shards[split], self._orders[split], self._readers[split] = shards, order, readers
 
     @cached_property
@@ -152,7 +154,9 @@ class ShardData(LightningDataModule):
         Raises:
             ValueError: As for :meth:`setup`.
         """
-        shards = self.find(split)
+        return self._plan(split, self.find(split))
+
+    def _plan(self, split: Split, shards: SampleSet | None) -> tuple[SampleSet, Order]:
         if shards is None:
             raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
         return shards, self._order(split, shards)
