@@ -44,6 +44,7 @@ _NOISE = (
     (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
     (r"Found \d+ module\(s\) in eval mode.*", "frozen parts are, on purpose"),
     (".*LeafSpec.* is deprecated.*", "Lightning's own use of torch"),
+    (r".*self\.log\('\w+/skipped'.*sync_dist=True.*", "it is the sum over ranks already"),
 )
 """Warnings that tell the user nothing that could be acted on, and why."""
 _CHATTER = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Loading `train_dataloader`")
