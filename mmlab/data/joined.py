@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from mmlab.assets.cache import cache_dir
+from mmlab.data.paired import PairedSet
 from mmlab.data.samples import RawSample, SampleSet
 
 _LOOKED_AT = 1024
 """Keys, spread over the set, that are looked up to see whether the keys match at all."""
 
 
-class JoinedSet(SampleSet):
+class JoinedSet(PairedSet):
     """The samples of one set, each with the members that another set has under the same key.
 
     Order, keys and number of samples are those of the first set. A sample without a partner keeps its own
@@ -39,12 +40,12 @@ class JoinedSet(SampleSet):
         Raises:
             ValueError: No key of the first set that was looked up is in the other.
         """
-        self.first = first
-        self.other = other
+        super().__init__(first, other)
         self._table = _table_path(other)
         self._rows: UInt64[np.ndarray, "2 samples"] | None = None
+        self._mirrors = np.array_equal(first.counts, other.counts)
         starts = np.concatenate([[0], np.cumsum(first.counts)])
-        numbers = np.unique(np.linspace(0, starts[-1] - 1, _LOOKED_AT).astype(np.int64))
+        numbers = np.unique(np.linspace(0, starts[-1] - 1, min(_LOOKED_AT, starts[-1])).astype(np.int64))
         shards = np.searchsorted(starts, numbers, side="right") - 1
         pairs = zip(shards.tolist(), (numbers - starts[shards]).tolist(), strict=True)
         looked_up = [first.key(*pair) for pair in pairs]
@@ -59,43 +60,14 @@ class JoinedSet(SampleSet):
         return self.__dict__ | {"_rows": None}
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the first set's shards."""
-        return self.first.names
-
-    @property
-    def counts(self) -> Int64[np.ndarray, " shards"]:
-        """Samples of each shard of the first set."""
-        return self.first.counts
-
-    @property
     def sizes(self) -> Int64[np.ndarray, " shards"]:
         """Bytes to fetch of each shard, with an equal part of the other set's."""
         return self.first.sizes + int(self.other.sizes.sum()) // max(1, len(self.first.counts))
 
     @property
-    def extensions(self) -> dict[str, int]:
-        """How many samples of either set have each extension."""
-        return dict(sorted({**self.other.extensions, **self.first.extensions}.items()))
-
-    @property
     def digest(self) -> str:
         """SHA-256 over both digests."""
         return hashlib.sha256(f"{self.first.digest} joined {self.other.digest}".encode()).hexdigest()
-
-    @property
-    def damaged(self) -> tuple[str, ...]:
-        """Names of the shards of either set that are cut off or damaged."""
-        return (*self.first.damaged, *self.other.damaged)
-
-    @property
-    def remote(self) -> bool:
-        """Whether either set is remote."""
-        return self.first.remote or self.other.remote
-
-    def key(self, shard: int, sample: int) -> str:
-        """The key of a sample."""
-        return self.first.key(shard, sample)
 
     def read(self, shard: int, sample: int) -> RawSample:
         """Read one sample and its partners."""
@@ -110,7 +82,7 @@ class JoinedSet(SampleSet):
     def announce(self, shards: Sequence[int]) -> None:
         """Hand the word on; to the other set where its shards mirror those of the first."""
         self.first.announce(shards)
-        if np.array_equal(self.first.counts, self.other.counts):
+        if self._mirrors:
             self.other.announce(shards)
 
     def _partners(self, key: str) -> list[tuple[int, int]]:

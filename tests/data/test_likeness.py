@@ -47,8 +47,7 @@ EDITS: dict[str, Edit] = {
 @pytest.fixture(scope="module")
 def photographs(public_data: Path) -> list[Image.Image]:
     paths = sorted((public_data / "coco-mini").glob("*/*.jpg"))
-    if not paths:
-        pytest.skip("no COCO photographs")
+    assert paths, f"{public_data} lacks coco-mini"
     return [Image.open(path).convert("RGB") for path in paths]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fetching import fetched
 from transformers import (
     BertConfig,
     BertModel,
@@ -19,7 +20,6 @@ from transformers import (
 )
 
 from mmlab.assets import catalog
-from mmlab.assets.fetch import FetchError, WrongFileError
 
 
 @pytest.fixture(scope="session")
@@ -72,13 +72,8 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asset() -> Callable[[str], str]:
     """`asset(name)` is the name of a real part; the test is skipped where it cannot be fetched."""
 
-    def fetched(name: str) -> str:
-        try:
-            catalog.resolve(name)
-        except WrongFileError:
-            raise
-        except FetchError as error:
-            pytest.skip(f"{name} cannot be fetched: {error}")
+    def named(name: str) -> str:
+        fetched(lambda: catalog.resolve(name))
         return name
 
-    return fetched
+    return named

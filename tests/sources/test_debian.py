@@ -83,6 +83,7 @@ def test_packages_as_ubuntu_packs_them(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "p.deb"
     built = subprocess.run(["dpkg-deb", "-Zzstd", "--build", root, path], capture_output=True, check=False)
     if built.returncode != 0:
+        assert b"compression" in built.stderr, built.stderr
         pytest.skip("this dpkg-deb knows no zstd")
     assert dict(read_deb(path)) == FILES
     assert deb_control(path)["Version"] == "1.2-3"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fetching import fetched
 from PIL import Image
 from test_debian import make_deb
 
@@ -198,14 +199,7 @@ def test_captions() -> None:
 @pytest.mark.slow
 def test_the_released_package() -> None:
     """Numbers counted in the package itself."""
-    from mmlab.assets.fetch import FetchError, WrongFileError
-
-    try:
-        folder = Stamps().prepare()
-    except WrongFileError:
-        raise
-    except FetchError as error:
-        pytest.skip(str(error))
+    folder = fetched(Stamps().prepare)
     note = json.loads((folder / "dataset.json").read_text())
     if note["version"] != "2022.06.04-1":
         pytest.skip(f"another release: {note['version']}")
