@@ -1,4 +1,4 @@
-"""Collective operations that are no-ops in one process: gather with gradient, sums, a CPU group."""
+"""Collective operations that are no-ops in one process: gather with gradient, sums, a ring, a CPU group."""
 
 from __future__ import annotations
 
@@ -61,6 +61,46 @@ def total(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(summed)
     return summed
+
+
+class Passing:
+    """Tensors on their way round the ring: some to the next rank, others from the previous one."""
+
+    def __init__(
+        self, leaving: tuple[Tensor, ...], arriving: tuple[Tensor, ...], work: list[dist.Work]
+    ) -> None:
+        self._leaving = leaving  # their memory must not be given away before they have been sent
+        self._arriving = arriving
+        self._work = work
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """What came from the previous rank; on a GPU the current stream waits for it, not the host."""
+        for work in self._work:
+            work.wait()
+        self._leaving = ()
+        return self._arriving
+
+
+def pass_on(tensors: tuple[Tensor, ...]) -> Passing:
+    """Start to send tensors to the next rank, and to receive those of the previous one, without gradient.
+
+    The last rank's next is the first. Sending and receiving start together and block nothing, so the ring
+    cannot wait for itself. Several may be under way: they arrive in the order in which they were sent. In one
+    process, which is its own neighbour, the tensors come back.
+
+    Args:
+        tensors: Of the same shapes and types on every rank, all of which must call this. They must stay as
+            they are until `wait` has returned.
+    """
+    ranks = world_size()
+    if ranks == 1 or not tensors:
+        return Passing((), tensors, [])
+    leaving = tuple(tensor.contiguous() for tensor in tensors)
+    arriving = tuple(torch.empty_like(tensor) for tensor in leaving)
+    following, previous = (rank() + 1) % ranks, (rank() - 1) % ranks
+    operations = [dist.P2POp(dist.isend, tensor, following) for tensor in leaving]
+    operations += [dist.P2POp(dist.irecv, tensor, previous) for tensor in arriving]
+    return Passing(leaving, arriving, dist.batch_isend_irecv(operations))
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,34 +13,54 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Split what is trained by whether weight decay applies, in the order given.
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], *, depths: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Split what is trained by whether weight decay applies, and by depth, in the order given.
 
-    Biases, the scales and shifts of norms, and logit scales are not decayed: all of them have fewer than two
-    dimensions or a name that ends in `bias`. The other group has no `weight_decay` of its own, so the
+    Biases, the scales and shifts of norms, logit scales and the scales of IA3 are not decayed: all of them
+    are vectors, whatever dimensions of size 1 they have besides, or have a name that ends in `bias`. The other groups have no `weight_decay` of their own, so the
     optimizer's applies. A group without parameters is left out.
 
     Args:
-        named_parameters: Of a module; frozen ones are left out.
+        named_parameters: All that is trained at any time of the run, of a module. What is opened later is
+            fixed now, but belongs to the optimizer from the start: it has no gradient and is passed over.
+        depths: Depth of each by name, see :func:`scale_rates`; None: all of one depth.
 
     Raises:
         ValueError: If nothing is trained.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith("bias")
-            (no_decay if exempt else decay).append(parameter)
-    if not decay and not no_decay:
+        vector = parameter.numel() == max(parameter.shape, default=1)
+        exempt = vector or name.endswith("bias")
+        found.setdefault((0 if depths is None else depths[name], exempt), []).append(parameter)
+    if not found:
         raise ValueError(
             "no parameter is trained: every one is frozen; let the adaptation train at least one"
         )
-    groups: list[dict[str, Any]] = [
-        {"name": "decay", "params": decay},
-        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = []
+    for depth, exempt in sorted(found):
+        kind: dict[str, Any] = {"name": "no_decay", "weight_decay": 0.0} if exempt else {"name": "decay"}
+        groups.append(kind | {"params": found[depth, exempt]})
+        if depths is not None:
+            groups[-1] |= {"name": f"{kind['name']}_{depth}", "depth": depth}
+    return groups
+
+
+def scale_rates(optimizer: Optimizer, layer_decay: float) -> None:
+    """Multiply the learning rate of each group by `layer_decay ** depth`.
+
+    So what lies near the input, which is most general, moves least (Clark et al. 2020, arXiv:2003.10555,
+    section 3.1; BEiT: Bao et al. 2022, arXiv:2106.08254). Both count one more for each block than
+    :func:`mmlab.models.depth.network_depths` does: here the top block moves as fast as what follows it.
+
+    Args:
+        optimizer: Over groups that :func:`parameter_groups` made by depth, before a schedule reads its rates.
+        layer_decay: In (0, 1].
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * layer_decay ** group["depth"]
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -102,16 +122,40 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class Optimization:
-    """An optimizer and its schedule."""
+    """An optimizer and its schedule.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
 
     optimizer: Callable[[Iterable[Any]], Optimizer]
     """Any torch optimizer; its weight decay applies to matrices only, not to biases, norms and scales."""
     schedule: WarmupCosine = WarmupCosine()
     """Learning rate over the run."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block of an encoder to the one below it; 1: one rate for all.
+    Between 0.65 and 0.9 is usual where pretrained encoders are trained whole."""
 
-    def build_optimizer(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        """The optimizer over what is trained; see :func:`parameter_groups`."""
-        return self.optimizer(parameter_groups(named_parameters))
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: it is a factor above 0, at most 1")
+
+    def build_optimizer(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, depths: Mapping[str, int] | None = None
+    ) -> Optimizer:
+        """The optimizer over what is trained; see :func:`parameter_groups` and :func:`scale_rates`.
+
+        Args:
+            named_parameters: All that is trained at any time of the run.
+            depths: Depth of each parameter by name (:func:`mmlab.models.depth.depths`); asked for where
+                `layer_decay` is below 1.
+        """
+        layered = self.layer_decay < 1
+        assert depths is not None or not layered, "layer_decay without depths"
+        optimizer = self.optimizer(parameter_groups(named_parameters, depths=depths if layered else None))
+        if layered:
+            scale_rates(optimizer, self.layer_decay)
+        return optimizer
 
     def build_schedule(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """The schedule of that optimizer over the whole run."""

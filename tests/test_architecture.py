@@ -27,14 +27,14 @@ ROOMS = {
     "metrics": {"batch", "collectives"},
     "assets": set(),
     "sources": {"data.shards", "data.source", "assets.*"},
-    "adaptation": {"models.encoders.encoder"},
-    "parallel": {"models.encoders.encoder"},
+    "adaptation": {"batch", "models.encoders.encoder", "models.blocks", "models.fingerprint"},
+    "parallel": {"batch", "collectives", "models.encoders.encoder", "models.blocks", "tasks.base"},
     "optim": set(),
     "tasks": {
         "batch", "collectives", "models.*", "objectives.*", "metrics.*",
-        "adaptation.*", "parallel", "optim", "assets.*",
+        "adaptation.*", "parallel.*", "optim", "assets.*",
     },
-    "callbacks": {"batch", "tasks.base", "collectives", "runs.*"},
+    "callbacks": {"batch", "tasks.base", "collectives", "runs.*", "parallel.*"},
     "runs": set(),
     "launch": {"runs.registry"},
     "commands": {"*"},
@@ -44,7 +44,10 @@ ROOMS = {
 """What each room may import of mmlab beside itself."""
 
 HOMES = {
-    "lightning": {"tasks.*", "data.module", "callbacks.*", "runs.checkpoint", "cli", "commands.train"},
+    "lightning": {
+        "tasks.*", "data.module", "callbacks.*", "runs.checkpoint", "parallel.strategies",
+        "commands.*",
+    },
     "webdataset": {"data.shards"},
     "transformers": {
         "models.pretrained", "models.encoders.*", "models.multimodal_lm", "data.text", "assets.*",

@@ -3,86 +3,33 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from mmlab.adaptation.adapters import Adapters
+from mmlab.adaptation.ia3 import IA3
+from mmlab.adaptation.lora import LoRA
+from mmlab.adaptation.method import Method, within
+from mmlab.adaptation.partial import BitFit, NormTuning
+from mmlab.adaptation.plain import Frozen, Full, Probe
+from mmlab.adaptation.prefix import Prefix
+from mmlab.adaptation.prompts import Prompts
+from mmlab.adaptation.staged import Staged
 from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.fingerprint import weights_digest
 
-MethodName = Literal["full", "frozen", "probe"]
-
-
-class Method(ABC):
-    """How one part of a model is trained. The policy makes a copy for each part and applies it first."""
-
-    def apply(self, part: nn.Module) -> nn.Module:
-        """Prepare a part, before it is sharded; returns what stands in its place from now on."""
-        return part
-
-    @abstractmethod
-    def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a parameter is trained; `name` starts at the part. What was built fixed stays so."""
-
-
-class Full(Method):
-    """Everything is trained."""
-
-    def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """Every parameter."""
-        return True
-
-
-class Frozen(Method):
-    """Encoders keep their weights and stay in evaluation mode; what follows them is trained.
-
-    What follows (pooling, projection) starts at random, so freezing it too would be of no use. A part that
-    holds no encoder is kept whole.
-    """
-
-    def apply(self, part: nn.Module) -> nn.Module:
-        """Find the encoders."""
-        found = [name for name, module in part.named_modules() if isinstance(module, Encoder)]
-        self.encoders = found or [""]
-        return part
-
-    def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """What is in no encoder."""
-        return not any(_within(name, encoder) for encoder in self.encoders)
-
-
-class Probe(Frozen):
-    """Linear probe: as frozen, and of what follows the encoders only the last linear layer is trained."""
-
-    def apply(self, part: nn.Module) -> nn.Module:
-        """Find the encoders and the layer.
-
-        Raises:
-            ValueError: No linear layer follows the encoders.
-        """
-        super().apply(part)
-        after = [
-            name
-            for name, module in part.named_modules()
-            if isinstance(module, nn.Linear) and not any(_within(name, encoder) for encoder in self.encoders)
-        ]
-        if not after:
-            raise ValueError(
-                f"probe: {type(part).__name__} has no linear layer after its encoders: use frozen there, or "
-                "name a part that has one (a whole tower)"
-            )
-        self.layer = after[-1]
-        return part
-
-    def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """The last linear layer's."""
-        return _within(name, self.layer)
-
-
-METHODS: Mapping[str, type[Method]] = {"full": Full, "frozen": Frozen, "probe": Probe}
+MethodName = Literal[
+    "full", "frozen", "probe", "lora", "adapters", "prompts", "prefix", "ia3", "bitfit", "layernorm", "staged"
+]
+METHODS: Mapping[str, type[Method]] = {
+    "full": Full, "frozen": Frozen, "probe": Probe, "lora": LoRA, "adapters": Adapters, "prompts": Prompts,
+    "prefix": Prefix, "ia3": IA3, "bitfit": BitFit, "layernorm": NormTuning, "staged": Staged,
+}  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -110,19 +57,41 @@ class Policy:
     The task applies it once to the built model, before sharding, and calls `set_mode` after each `train()`.
     """
 
-    def __init__(self, towers: MethodName | dict[str, MethodName | Method]) -> None:
+    def __init__(
+        self,
+        towers: MethodName | dict[str, MethodName | Method],
+        *,
+        checkpoint: Literal["trained", "full"] = "trained",
+        frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    ) -> None:
         """Take the methods.
 
         Args:
-            towers: Method of each part: `full`, `frozen`, `probe`, or a built one. One name alone holds for
-                all towers.
+            towers: Method of each part: `full`, `frozen`, `probe`, `lora`, `adapters`, `prompts`, `prefix`,
+                `ia3`, `bitfit`, `layernorm`, `staged`, or a built one. One name alone holds for all towers.
+            checkpoint: `trained` keeps what is trained and the digest of the pretrained rest; `full` keeps
+                all weights.
+            frozen_dtype: Type that pretrained matrices which are never trained are held in; None leaves them.
+                A low precision needs a mixed one of the trainer (`bf16-mixed`).
+
+        Raises:
+            ValueError: No such method.
         """
         named = {"*": towers} if isinstance(towers, str) else towers
+        unknown = [method for method in named.values() if isinstance(method, str) and method not in METHODS]
+        if unknown:
+            raise ValueError(f"adaptation: no method is called {unknown[0]!r}; there are {', '.join(METHODS)}")
         self.towers = {
             key: METHODS[method]() if isinstance(method, str) else method for key, method in named.items()
         }
+        self.checkpoint = checkpoint
+        self.frozen_dtype = frozen_dtype
+        self.stage = 0
+        """How far a staged training has come."""
+        self.bases: dict[str, str] = {}
+        """Digest of the weights of each pretrained network, as it was before anything was added to it."""
         self._applied: dict[str, Method] = {}
-        self._trained: frozenset[str] = frozenset()
+        self._stages: dict[str, int] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Prepare every part and fix what is not trained.
@@ -133,23 +102,81 @@ class Policy:
         Raises:
             ValueError: A key names nothing, two keys name one parameter, or nothing is left to train.
         """
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        for path, method in self._parts(model).items():
+        any_trained = any(parameter.requires_grad for parameter in model.parameters())
+        parts = self._parts(model)
+        self.bases = {path: weights_digest(model.get_submodule(path)) for path in _bases(model, parts)}
+        for path, method in parts.items():
             self._applied[path] = copy.deepcopy(method)
             model.set_submodule(path, self._applied[path].apply(model.get_submodule(path)))
         for name, parameter in model.named_parameters():
             part = self._owner(name)
-            if part is not None:
-                wanted = self._applied[part].trainable(name.removeprefix(f"{part}."), parameter)
-                parameter.requires_grad_(parameter.requires_grad and wanted)
-        self._trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-        if trained and not self._trained:
+            local = name if part is None else name.removeprefix(f"{part}.")
+            if part is not None and not self._applied[part].trainable(local, parameter):
+                parameter.requires_grad_(False)
+            if parameter.requires_grad:
+                self._stages[name] = 0 if part is None else self._applied[part].stage(local)
+        if any_trained and not self._stages:
             raise ValueError("nothing is left to train: set some part to full")
+        self._lower(model)
+        self.open(model, self.stage)
         return model
 
+    def open(self, model: nn.Module, stage: int) -> None:
+        """Train what is trained at a stage, and fix what comes later."""
+        self.stage = stage
+        for name, parameter in model.named_parameters():
+            if name in self._stages:
+                parameter.requires_grad_(self._stages[name] <= stage)
+
+    @property
+    def last_stage(self) -> int:
+        """The stage at which all is trained that will be; 0 without staged parts."""
+        return max(self._stages.values(), default=0)
+
     def trainable(self, name: str) -> bool:
-        """Whether a parameter of the applied model is trained."""
-        return name in self._trained
+        """Whether a parameter of the applied model is trained, now or at a later stage."""
+        return name in self._stages
+
+    def kept(self, model: nn.Module) -> set[str]:
+        """Names of the state that a checkpoint holds: all but what a digest of :attr:`bases` stands for.
+
+        Buffers of a network (the statistics of batch normalisation) are kept where anything in it is trained.
+        """
+        names = set(model.state_dict())
+        if self.checkpoint == "full":
+            return names
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        moving = {base for base in self.bases if any(within(name, base) for name in self._stages)}
+        for base in self.bases:
+            for name in [name for name in names if within(name, base)]:
+                if not (name in self._stages or (name not in parameters and base in moving)):
+                    names.discard(name)
+        return names
+
+    def methods(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, Method]]:
+        """Module path, module and method of each part of the applied model."""
+        for path, method in self._applied.items():
+            yield path, model.get_submodule(path), method
+
+    def penalties(self, model: nn.Module) -> list[Tensor]:
+        """What the methods add to the loss."""
+        found = (method.penalty(part) for _, part, method in self.methods(model))
+        return [penalty for penalty in found if penalty is not None]
+
+    def after_step(self, model: nn.Module, step: int, total_steps: int) -> None:
+        """Tell the methods that an optimizer step is done; see :meth:`Method.after_step`."""
+        for _, part, method in self.methods(model):
+            method.after_step(part, step, total_steps)
+
+    def merge(self, model: nn.Module) -> list[str]:
+        """Fold what was added into plain weights.
+
+        Returns:
+            The parts that keep something which no plain weight can stand for (adapters, prompts).
+        """
+        for path, part, method in list(self.methods(model)):
+            model.set_submodule(path, method.merge(part))
+        return [path for path, method in self._applied.items() if not method.merges]
 
     def set_mode(self, model: nn.Module) -> None:
         """Put what is wholly fixed into evaluation mode: no dropout, no new running statistics."""
@@ -173,9 +200,20 @@ class Policy:
         ]
         return rows if counts[""][1] == 0 else [*rows, Trained("(rest)", "full", *counts[""])]
 
+    def _lower(self, model: nn.Module) -> None:
+        """Hold what is never trained in the precision that was asked for."""
+        if self.frozen_dtype is None:
+            return
+        dtype = getattr(torch, self.frozen_dtype)
+        for name, parameter in model.named_parameters():
+            fixed = name not in self._stages and any(within(name, base) for base in self.bases)
+            # Vectors are small, and batch normalisation needs its scale in the type of its statistics.
+            if fixed and parameter.is_floating_point() and parameter.ndim > 1:
+                parameter.data = parameter.data.to(dtype)
+
     def _owner(self, name: str) -> str | None:
         """The part that a parameter belongs to."""
-        return next((path for path in self._applied if _within(name, path)), None)
+        return next((path for path in self._applied if within(name, path)), None)
 
     def _parts(self, model: nn.Module) -> dict[str, Method]:
         """The module path of every part, with its method."""
@@ -190,7 +228,7 @@ class Policy:
                 raise ValueError(f"adaptation: no part is called {key!r}; nearest: {', '.join(near)}")
             for path in matched:
                 for other, key_of_other in parts.items():
-                    if _within(path, other) or _within(other, path):
+                    if within(path, other) or within(other, path):
                         raise ValueError(
                             f"adaptation: {key!r} and {key_of_other!r} both name "
                             f"{max(path, other, key=len)}: keep one"
@@ -201,21 +239,16 @@ class Policy:
             if not towers and not isinstance(self.towers["*"], Full):
                 raise ValueError("adaptation: no child of the model holds an encoder: name the parts instead")
             for tower in towers:
-                if not any(_within(path, tower) for path in parts):
+                if not any(within(path, tower) for path in parts):
                     parts[tower] = "*"
         return {path: self.towers[key] for path, key in parts.items()}
 
 
-def _within(name: str, path: str) -> bool:
-    """Whether a dotted name is a module path or stands below it; all stand below the empty one."""
-    return path == "" or name == path or name.startswith(f"{path}.")
-
-
-def _outermost(paths: Iterator[str]) -> Iterator[str]:
+def _outermost(paths: Iterable[str]) -> Iterator[str]:
     """Leave out paths below an earlier one; parents come before their children."""
     kept: list[str] = []
     for path in paths:
-        if not any(_within(path, other) for other in kept):
+        if not any(within(path, other) for other in kept):
             kept.append(path)
             yield path
 
@@ -227,3 +260,20 @@ def _towers(model: nn.Module) -> list[str]:
         for name, child in model.named_children()
         if any(isinstance(module, Encoder) for module in child.modules())
     ]
+
+
+def _bases(model: nn.Module, parts: Mapping[str, Method]) -> list[str]:
+    """The networks whose weights are known by name: encoders, and parts without any, that are not all trained."""
+    encoders = [name for name, module in model.named_modules() if isinstance(module, Encoder)]
+    adapted = [path for path, method in parts.items() if not isinstance(method, Full)]
+    alone = [
+        path
+        for path in adapted
+        if not any(within(encoder, path) or within(path, encoder) for encoder in encoders)
+    ]
+    touched = [
+        encoder
+        for encoder in _outermost(encoders)
+        if any(within(encoder, path) or within(path, encoder) for path in adapted)
+    ]
+    return [*touched, *alone]

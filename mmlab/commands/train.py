@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,9 +24,12 @@ from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
 from mmlab.callbacks.throughput import Throughput
+from mmlab.callbacks.unfreezing import Unfreezing
 from mmlab.commands.diagnosis import diagnose
+from mmlab.commands.parser import ConfigError, Parser
 from mmlab.data.module import ShardData
 from mmlab.models.fingerprint import fingerprint, fixed_encoders
+from mmlab.parallel.execution import Execution
 from mmlab.runs.directory import run_directory, write_json
 from mmlab.runs.table import results_table, trained_table
 from mmlab.tasks.base import BaseTask
@@ -48,39 +51,6 @@ _NOISE = (
 )
 """Warnings that tell the user nothing that could be acted on, and why."""
 _CHATTER = ("💡 Tip", "GPU available", "TPU available", "HPU available", "Loading `train_dataloader`")
-
-
-class ConfigError(ValueError):
-    """A command line or config file that the parser refuses."""
-
-    def __init__(self, message: str, options: list[str]) -> None:
-        super().__init__(message)
-        self.options = options
-        """Dotted keys that the refusing parser knows."""
-
-
-class Parser(LightningArgumentParser):
-    """Raises what is wrong instead of printing pages of usage."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        # A shortened key would be taken for the one that it begins.
-        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Hand the complaint to :func:`run`, which words it."""
-        raise ConfigError(message, sorted(_options(self))) from ex
-
-
-def _options(parser: ArgumentParser) -> set[str]:
-    """Dotted keys of a parser and of its subcommands."""
-    found: set[str] = set()
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            for subparser in action.choices.values():
-                found |= _options(subparser)
-        else:
-            found.add(action.dest)
-    return found - {"help", "print_config", "print_shtab", "subcommand"}
 
 
 class CommandLine(LightningCLI):
@@ -107,6 +77,7 @@ class CommandLine(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SkippedSamples, "skipped")
+        parser.add_class_arguments(Execution, "execution")
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,
@@ -137,10 +108,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that measures its speed, and whose progress can be read in a log file too."""
-        extra: list[Callback] = [RunRecord(self.directory, self.config_text), Throughput()]
+        record = RunRecord(self.directory, self.config_text)
+        extra: list[Callback] = [record, Throughput(self.directory), Unfreezing()]
         if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
             extra.append(ProgressLines())
         kwargs["callbacks"] = [*(self.config_init[self.subcommand].trainer.callbacks or []), *extra]
+        self.model.execution = self.config_init[self.subcommand].execution
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.world_size == 1 and isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             # Several ranks may not all have been stopped, and saving would wait for the others.
@@ -287,9 +260,9 @@ _Built = TypeVar("_Built", bound=CommandLine)
 
 
 def _holds(weights: Mapping[str, torch.Tensor], prefix: str, module: torch.nn.Module) -> bool:
-    """Whether a state dict holds a module's own weights, in whatever precision it was saved."""
+    """Whether a state dict holds a module's own weights, or leaves them to the pretrained ones."""
     return all(
-        (kept := weights.get(prefix + name)) is not None and torch.equal(kept, value.cpu().to(kept.dtype))
+        (kept := weights.get(prefix + name)) is None or torch.equal(kept, value.cpu().to(kept.dtype))
         for name, value in module.state_dict().items()
     )
 

@@ -11,10 +11,11 @@ point comes last instead of first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import NOBODY, Embeddings
@@ -253,22 +254,25 @@ def _median(none_within: Float64[Tensor, " depths"]) -> float:
     return (lowest + highest).item() / 2
 
 
-def bootstrap_interval(
-    values: Float[Tensor, " queries"] | Bool[Tensor, " queries"],
-    groups: Int64[Tensor, " queries"],
-    *,
-    seed: int,
-    draws: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of a mean over queries, resampling whole groups of queries.
+class Scores(NamedTuple):
+    """One number for each query of one kind, and which queries belong together."""
 
-    The five captions of one picture are found or missed together; resampling them one by one would give
-    an interval that is too narrow (cluster bootstrap: Field and Welsh 2007).
+    value: Shaped[Tensor, " queries"]
+    group: Int64[Tensor, " queries"]
+
+
+def bootstrap_interval(
+    scores: Sequence[Scores], *, seed: int, draws: int = 1000, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the mean over kinds of the mean over queries, resampling groups of queries.
+
+    The five captions of one picture are found or missed together, and so are they in both directions;
+    resampling them one by one would give an interval that is too narrow (cluster bootstrap: Field and Welsh
+    2007).
 
     Args:
-        values: One number a query, for instance `ranks.first <= 10`.
-        groups: Group of each query, for instance `ranks.group`.
+        scores: Of one kind, such as `Scores(ranks.first <= 10, ranks.group)`, or of several directions. A
+            group is the same in all of them.
         seed: Of the draws.
         draws: Number of resamples.
         level: Share of resampled means inside.
@@ -276,16 +280,21 @@ def bootstrap_interval(
     Raises:
         ValueError: If there is no value.
     """
-    if len(values) == 0:
+    if len(scores) == 0 or any(len(kind.value) == 0 for kind in scores):
         raise ValueError("no query to resample: an interval needs at least one")
-    _, member = torch.unique(groups.cpu(), return_inverse=True)
-    sizes = member.bincount().double()
-    sums = torch.zeros_like(sizes).index_add_(0, member, values.cpu().double())
+    groups = torch.unique(torch.cat([kind.group.cpu() for kind in scores]))
+    sums = torch.zeros(len(scores), len(groups), dtype=torch.float64)
+    sizes = torch.zeros_like(sums)
+    for number, kind in enumerate(scores):
+        member = torch.searchsorted(groups, kind.group.cpu())
+        sums[number].index_add_(0, member, kind.value.cpu().double())
+        sizes[number].index_add_(0, member, torch.ones(len(member), dtype=torch.float64))
     generator = torch.Generator().manual_seed(seed)
     means = torch.empty(draws, dtype=torch.float64)
     for draw in range(draws):
-        drawn = torch.randint(len(sizes), (len(sizes),), generator=generator)
-        means[draw] = sums[drawn].sum() / sizes[drawn].sum()
+        drawn = torch.randint(len(groups), (len(groups),), generator=generator)
+        # A kind without any query among the groups drawn has no mean; the others stand for it.
+        means[draw] = (sums[:, drawn].sum(dim=1) / sizes[:, drawn].sum(dim=1)).nanmean()
     tail = (1 - level) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(low, high)

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from mmlab import collectives
 from mmlab.batch import NOBODY, Batch, Embeddings, Modality
-from mmlab.metrics.ranking import bootstrap_interval, rank_relevant, summarize
+from mmlab.metrics.ranking import Scores, bootstrap_interval, rank_relevant, summarize
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class RetrievalMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Every field of :class:`~mmlab.metrics.ranking.Ranking` as `image_to_text/r1`, and `mean_recall`.
 
-        Beside R@1 and R@10 stand their 95 % intervals over groups of queries, `r1_low`, `r1_high`, ...
+        Beside R@1, R@10 and `mean_recall` stand their 95 % intervals over groups of queries, `r1_low`, ...
         `mean_recall` is the mean of R@1, R@5 and R@10 over the directions that have queries: one number to
         select models by. Where there are several sources, `image_to_text/r1@name` is what an evaluation of
         that source alone would give; directions in which it has no query to answer are left out.
@@ -107,6 +107,7 @@ class RetrievalMetrics(Metric):
         """Metrics of these rows; whether with directions in which no query has a relevant candidate."""
         values: dict[str, float] = {}
         recalls: list[float] = []
+        scores: list[Scores] = []
         for query, candidate in self.directions:
             ranks = rank_relevant(rows[query], rows[candidate])
             ranking = summarize(ranks)
@@ -114,12 +115,16 @@ class RetrievalMetrics(Metric):
             if ranking.queries > 0:
                 recalls += [ranking.r1, ranking.r5, ranking.r10]
                 for k in (1, 10):
-                    interval = bootstrap_interval(ranks.first <= k, ranks.group, seed=0)
+                    interval = bootstrap_interval([Scores(ranks.first <= k, ranks.group)], seed=0)
                     numbers |= {f"r{k}_low": interval.low, f"r{k}_high": interval.high}
+                found = torch.stack([ranks.first <= k for k in (1, 5, 10)]).double().mean(dim=0)
+                scores.append(Scores(found, ranks.group))
             if ranking.queries > 0 or unanswered:
                 values |= {f"{query}_to_{candidate}/{name}": value for name, value in numbers.items()}
         if recalls:
+            interval = bootstrap_interval(scores, seed=0)
             values["mean_recall"] = sum(recalls) / len(recalls)
+            values |= {"mean_recall_low": interval.low, "mean_recall_high": interval.high}
         return values
 
     def _stored(self, modality: Modality) -> list[list[Tensor]]:

@@ -58,6 +58,18 @@ def fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of all parameters and persistent buffers.
+
+    It says whether weights that a checkpoint leaves out are those that it was trained beside.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_content(tensor))
+    return digest.hexdigest()
+
+
 def _attributes(module: nn.Module) -> dict[str, str]:
     """Attributes that hold numbers, words, or functions such as an activation."""
     found: dict[str, str] = {}

@@ -5,7 +5,11 @@ are; rows of group :data:`~mmlab.batch.NOBODY` take no part. The loss is that of
 compares its own rows with everybody's and returns `world_size` times its part of the sum: the mean over
 ranks of the returned values is the global loss, and the mean over ranks of the gradients, which DDP and
 FSDP take, is its gradient. All ranks must pass the same number of rows. Beside the value stands what each
-row adds to it (:class:`~mmlab.objectives.loss.Share`), at no cost in InfoNCE.
+row adds to it (:class:`~mmlab.objectives.loss.Share`), at no cost.
+
+Memory is linear in a rank's own rows, whatever the global batch: :mod:`~mmlab.objectives.pairs` sums over all
+pairs without their matrix and without gathering embeddings. What a rank holds at most is about a dozen times
+its rows of one side, visitors and gradients included, three tiles, and the groups of all rows.
 """
 
 from __future__ import annotations
@@ -14,13 +18,17 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mmlab import collectives
 from mmlab.batch import NOBODY, Embeddings
 from mmlab.objectives.loss import Loss, Share
+from mmlab.objectives.pairs import RowSums, Side, sigmoid_sums, softmax_sums
+
+EXCLUDED = -(2.0**100)
+"""Added to the logit of a pair that is not compared. Finite, so that a row without any other pair gives no
+NaN; a power of two, so that nothing added to it in any order changes it."""
 
 
 def info_nce(a: Embeddings, b: Embeddings, scale: Float[Tensor, " 1"] | float) -> Loss:
@@ -43,14 +51,30 @@ def info_nce(a: Embeddings, b: Embeddings, scale: Float[Tensor, " 1"] | float) -
         The loss, see the module's text about ranks; 0 where no row has a positive anywhere. It has a share
         for each direction, whose rows are the queries.
     """
-    a, b = _prepared(a), _prepared(b)
-    all_a, all_b = _gathered(a), _gathered(b)
     with torch.autocast(a.vector.device.type, enabled=False):
-        of_a, of_b = _cross_entropy(a, all_b, scale), _cross_entropy(b, all_a, scale)
-        towards_b = of_a.loss.sum() / _count_matched(all_a.group, all_b.group)
-        towards_a = of_b.loss.sum() / _count_matched(all_b.group, all_a.group)
-        value = collectives.world_size() * (towards_b + towards_a) / 2
-    return Loss(value, tuple(share._replace(loss=share.loss.detach()) for share in (of_a, of_b)))
+        sums = softmax_sums(*_sides(a, b, scale))
+        all_a, all_b = collectives.gather(a.group), collectives.gather(b.group)
+        directions = _cross_entropy(a, all_b, sums[0]), _cross_entropy(b, all_a, sums[1])
+        matched = collectives.total(torch.stack([share.weight.sum() for share in directions])).clamp(min=1)
+        loss = torch.stack([share.loss.sum() for share in directions])
+        value = collectives.world_size() * (loss / matched).mean()
+    return Loss(value, tuple(share._replace(loss=share.loss.detach()) for share in directions))
+
+
+def _cross_entropy(queries: Embeddings, candidates: Int64[Tensor, " candidates"], sums: RowSums) -> Share:
+    """The loss that :func:`info_nce` states of each query that has a positive, with gradient.
+
+    Args:
+        queries: This rank's rows of one side.
+        candidates: The groups of the other side on all ranks.
+        sums: Of the queries over the candidates.
+    """
+    known = candidates.sort().values
+    behind = torch.searchsorted(known, queries.group, right=True)
+    positives = behind - torch.searchsorted(known, queries.group)
+    matched = (positives > 0) & (queries.group != NOBODY)
+    loss = torch.where(matched, sums.every - sums.positive / positives.clamp(min=1), 0.0)
+    return Share(loss, matched.to(loss), queries.place)
 
 
 def sigmoid_loss(
@@ -75,58 +99,56 @@ def sigmoid_loss(
         The loss, see the module's text about ranks; 0 where one side has no row anywhere. In its share a
         pair counts for the sample of `a`.
     """
-    a, b = _prepared(a), _prepared(b)
-    all_b = _gathered(b)
     taking_part = torch.cat([a.group != NOBODY, b.group != NOBODY])
     rows = collectives.total(taking_part.sum() / 2).clamp(min=1)
     with torch.autocast(a.vector.device.type, enabled=False):
-        logits = scale * (a.vector @ all_b.vector.T) + bias
-        sign = torch.where(_positive(a.group, all_b.group), 1.0, -1.0).to(logits)
-        compared = (a.group != NOBODY)[:, None] & (all_b.group != NOBODY)
-        pairs = torch.where(compared, -F.logsigmoid(sign * logits), 0.0)
-        value = collectives.world_size() * pairs.sum() / rows
+        sums = sigmoid_sums(*_sides(a, b, scale, bias))
+        # -log sigmoid(t) = log(1 + exp(t)) - t
+        loss = sums.every - sums.positive
+        value = collectives.world_size() * loss.sum() / rows
     share = Share(
-        loss=torch.cat([pairs.detach().sum(dim=1), pairs.new_zeros(len(b.group))]),
+        loss=torch.cat([loss.detach(), loss.new_zeros(len(b.group))]),
         weight=taking_part / 2,
         place=torch.cat([a.place, b.place]),
     )
     return Loss(value, (share,))
 
 
-def _prepared(rows: Embeddings) -> Embeddings:
-    """Rows in at least float32; those that take no part are zeros, so that no NaN of theirs spreads."""
+def _sides(
+    a: Embeddings,
+    b: Embeddings,
+    scale: Float[Tensor, " 1"] | float,
+    bias: Float[Tensor, " 1"] | float = 0.0,
+) -> tuple[Side, Side]:
+    """Rows whose dot products are the logits: `scale a.b + bias`, far below all others for rows of NOBODY.
+
+    What is added stands in further columns, against ones on the other side, so that the tiles of the logits
+    need no pass for it. Rows are in at least float32. Those of NOBODY are zeros, so that no NaN spreads.
+    """
+    first, second = _in_full(a), _in_full(b)
+    one = torch.ones_like(first[:, 0])
+    added = (bias * one).to(one).masked_fill(a.group == NOBODY, EXCLUDED)
+    # TensorFloat-32 would round a bias of 10 by up to 0.004: what bfloat16 does not hold goes extra.
+    high = added.detach().bfloat16().to(added)
+    other = torch.ones_like(second[:, 0])
+    excluded = torch.zeros_like(other).masked_fill(b.group == NOBODY, EXCLUDED)
+    x = _widened((scale * first).to(first), [added - high, high, one])
+    y = _widened(second, [other, other, excluded])
+    return Side(x, a.group), Side(y, b.group)
+
+
+def _in_full(rows: Embeddings) -> Float[Tensor, "rows dim"]:
+    """Vectors in at least float32, zeros for those that take no part."""
     vector = rows.vector.to(torch.promote_types(rows.vector.dtype, torch.float32))
-    return rows._replace(vector=torch.where((rows.group != NOBODY)[:, None], vector, 0.0))
+    return torch.where((rows.group != NOBODY)[:, None], vector, 0.0)
 
 
-def _gathered(rows: Embeddings) -> Embeddings:
-    """The rows of all ranks, with gradient."""
-    return Embeddings(*(collectives.gather(field) for field in rows))
-
-
-def _positive(
-    query: Int64[Tensor, " queries"], candidate: Int64[Tensor, " candidates"]
-) -> Bool[Tensor, "queries candidates"]:
-    """Which pairs belong together."""
-    return (query[:, None] == candidate) & (query != NOBODY)[:, None]
-
-
-def _count_matched(query: Int64[Tensor, " queries"], candidate: Int64[Tensor, " candidates"]) -> Tensor:
-    """How many queries have a positive, at least 1 so that it can divide."""
-    return (torch.isin(query, candidate) & (query != NOBODY)).sum().clamp(min=1)
-
-
-def _cross_entropy(queries: Embeddings, candidates: Embeddings, scale: Float[Tensor, " 1"] | float) -> Share:
-    """The loss that :func:`info_nce` states of each query that has a positive, with gradient."""
-    logits = scale * (queries.vector @ candidates.vector.T)
-    positive = _positive(queries.group, candidates.group)
-    positives = positive.sum(dim=1)
-    # The lowest finite number, not -inf: a row without any candidate would turn into NaN.
-    lowest = torch.finfo(logits.dtype).min
-    normaliser = logits.masked_fill(candidates.group == NOBODY, lowest).logsumexp(dim=1)
-    mean_logit = torch.where(positive, logits, 0.0).sum(dim=1) / positives.clamp(min=1)
-    loss = torch.where(positives > 0, normaliser - mean_logit, 0.0)
-    return Share(loss, (positives > 0).to(loss), queries.place)
+def _widened(
+    vector: Float[Tensor, "rows dim"], columns: list[Float[Tensor, " rows"]]
+) -> Float[Tensor, "rows wider"]:
+    """Further columns behind the vectors, and zeros up to a multiple of 8, on which GPUs are fast."""
+    zeros = [torch.zeros_like(columns[0])] * (-(vector.shape[1] + len(columns)) % 8)
+    return torch.cat([vector, torch.stack([*columns, *zeros], dim=1)], dim=1)
 
 
 class ContrastiveObjective(nn.Module, ABC):

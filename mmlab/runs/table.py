@@ -38,14 +38,14 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
         lines = {"trained": results, "untrained": untrained, "chance": results}
         for label, values in lines.items():
             prefix = CHANCE if label == "chance" else ""
-            cells = [_cell(values, row, prefix + column) for column in columns]
+            cells = [_cell(values, row.name(prefix + column), column) for column in columns]
             if any(cells):
                 title = row.title if label == "trained" else ""
                 table.add_row(title, label, *cells, end_section=label == "chance")
-    for name, value in results.items():
-        if _split(name)[0] not in rows:
-            cells = [format_value(name, value), *[""] * (len(columns) - 1)] if columns else []
-            table.add_row(name, "" if columns else format_value(name, value), *cells)
+    for name in results:
+        if _split(name)[0] not in rows and not _is_bound(name, results):
+            text = _cell(results, name, name)
+            table.add_row(name, *(["", text, *[""] * (len(columns) - 1)] if columns else [text]))
     return table
 
 
@@ -75,13 +75,25 @@ def _split(name: str) -> tuple[_Row, str]:
     return _Row(row, source), column
 
 
-def _cell(values: Mapping[str, float], row: _Row, column: str) -> str:
-    """A value, with its interval where that is known."""
-    text = format_value(column.removeprefix(CHANCE), values.get(row.name(column)))
-    low, high = values.get(row.name(f"{column}_low")), values.get(row.name(f"{column}_high"))
+def _cell(values: Mapping[str, float], name: str, kind: str) -> str:
+    """A value, with its interval where that is known; `kind` says how it is written."""
+    text = format_value(kind, values.get(name))
+    low, high = (values.get(_bound(name, end)) for end in ("low", "high"))
     if low is None or high is None:
         return text
     return f"{text} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def _bound(name: str, end: str) -> str:
+    """The metric that is an end of a metric's interval."""
+    metric, at, source = name.partition("@")
+    return f"{metric}_{end}{at}{source}"
+
+
+def _is_bound(name: str, values: Mapping[str, float]) -> bool:
+    """Whether a metric is an end of the interval of another."""
+    metric, at, source = name.partition("@")
+    return metric.endswith(("_low", "_high")) and f"{metric.rpartition('_')[0]}{at}{source}" in values
 
 
 def format_value(name: str, value: float | None) -> str:

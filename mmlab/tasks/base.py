@@ -15,17 +15,21 @@ from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
+from mmlab.models.depth import depths
 from mmlab.objectives.loss import Loss, losses_by_source
 from mmlab.optim import Optimization
+from mmlab.parallel.execution import Execution
+from mmlab.parallel.sharding import shard
 
 
 class BaseTask(L.LightningModule, ABC):
     """A model under training: a leaf says what is minimised and what is measured, the rest is here.
 
-    A leaf answers `losses`, `make_metrics` and `update_metrics`; it defines no step.
+    A leaf answers `losses`, `make_metrics` and `update_metrics`; it defines no step. It runs the model by
+    calling itself, `self(batch)`, so that `execution` decides how.
 
     Args:
-        model: Called with a :class:`mmlab.batch.Batch`.
+        model: Called with a :class:`mmlab.batch.Batch`. Its tensors have a row for each row of the batch.
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
     """
@@ -34,6 +38,8 @@ class BaseTask(L.LightningModule, ABC):
     """Of the evaluation that runs or ran last."""
     results: dict[str, float]
     """What the last evaluation gave, as it is logged but not rounded to float32."""
+    execution: Execution = Execution()
+    """How the model is run; set before training, by the command line or by hand."""
 
     def __init__(self, model: nn.Module, *, optimization: Optimization, adaptation: Policy) -> None:
         super().__init__()
@@ -41,6 +47,33 @@ class BaseTask(L.LightningModule, ABC):
         self.model = adaptation.apply(model)
         self.optimization = optimization
         self.adaptation = adaptation
+        # A checkpoint holds what is trained; `on_load_checkpoint` is as strict about that.
+        self.strict_loading = False
+        self._prepared = False
+
+    def configure_model(self) -> None:
+        """Bring the model into the form in which it runs; Lightning calls this again for every stage.
+
+        Raises:
+            ValueError: Pretrained weights are held in a precision that the trainer does not compute in.
+        """
+        if self._prepared or self._trainer is None:  # without a trainer a checkpoint is only looked at
+            return
+        self._prepared = True
+        precision = self.trainer.precision
+        low = self.adaptation.frozen_dtype not in (None, "float32")
+        if low and not precision.endswith("-mixed"):
+            raise ValueError(
+                f"adaptation.frozen_dtype={self.adaptation.frozen_dtype} with trainer.precision={precision}: "
+                "set trainer.precision to bf16-mixed, or leave frozen_dtype out"
+            )
+        self.execution.prepare(self.model)
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh, dtype=torch.bfloat16 if precision == "bf16-true" else None)
+
+    def forward(self, batch: Batch) -> Any:
+        """What the model makes of a batch, run as `execution` says."""
+        return self.execution.run(self.model, batch)
 
     @abstractmethod
     def losses(self, batch: Batch) -> Mapping[str, Tensor | Loss]:
@@ -73,7 +106,8 @@ class BaseTask(L.LightningModule, ABC):
         losses = {
             name: loss if isinstance(loss, Loss) else Loss(loss) for name, loss in self.losses(batch).items()
         }
-        total = torch.stack([loss.value for loss in losses.values()]).sum()
+        penalties = self.adaptation.penalties(self.model)
+        total = torch.stack([*(loss.value for loss in losses.values()), *penalties]).sum()
         # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
         if len(losses) > 1:
@@ -125,7 +159,13 @@ class BaseTask(L.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """What the model makes of a batch."""
-        return self.model(batch)
+        return self(batch)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Let the adaptation follow the training, while the gradients of the step still stand."""
+        super().optimizer_step(*arguments, **named)
+        total = int(self.trainer.estimated_stepping_batches)
+        self.adaptation.after_step(self.model, self.global_step + 1, total)
 
     def train(self, mode: bool = True) -> BaseTask:
         """Put in training mode what is trained; frozen parts stay as they are in evaluation."""
@@ -135,10 +175,60 @@ class BaseTask(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer over what is trained, and its schedule over all steps of the fit."""
-        trained = (item for item in self.named_parameters() if item[1].requires_grad)
-        optimizer = self.optimization.build_optimizer(trained)
+        trained = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad or self.adaptation.trainable(name.removeprefix("model."))
+        }
+        optimizer = self.optimization.build_optimizer(trained.items(), depths=depths(self))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError("the learning rate needs an end: set trainer.max_epochs or trainer.max_steps")
         schedule = self.optimization.build_schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and the digests of what it was trained beside."""
+        if any(isinstance(value, nn.Module) for value in self.hparams.values()):
+            # Built by hand, not from a config: the modules themselves would be pickled, frozen weights too.
+            checkpoint.pop("hyper_parameters", None)
+        fixed = set(self.model.state_dict()) - self.adaptation.kept(self.model)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {
+            name: value for name, value in state.items() if name.removeprefix("model.") not in fixed
+        }
+        checkpoint["adaptation"] = {"bases": dict(self.adaptation.bases), "stage": self.adaptation.stage}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not fit; go on at its stage.
+
+        Raises:
+            ValueError: It lacks weights or has others, or was trained beside other pretrained weights.
+        """
+        found = set(checkpoint["state_dict"])
+        self.check_checkpoint(found, checkpoint.get("adaptation", {}).get("bases", {}))
+        self.adaptation.open(self.model, checkpoint.get("adaptation", {}).get("stage", 0))
+
+    def check_checkpoint(self, names: set[str], bases: Mapping[str, str]) -> None:
+        """Raise ValueError unless a checkpoint with these weights continues this model.
+
+        Args:
+            names: Of its state.
+            bases: Digests of the pretrained networks that it was trained beside.
+        """
+        own = set(self.state_dict())
+        kept = {f"model.{name}" for name in self.adaptation.kept(self.model)}
+        needed = {name for name in own if not name.startswith("model.")} | kept
+        for kind, wrong in (("lacks", needed - names), ("has besides", names - own)):
+            if wrong:
+                some = ", ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+                raise ValueError(
+                    f"the checkpoint is of another model or adaptation than the config builds: it {kind} "
+                    f"{len(wrong)} tensors ({some})"
+                )
+        for path, digest in self.adaptation.bases.items():
+            if not own <= names and bases.get(path, digest) != digest:
+                raise ValueError(
+                    f"the checkpoint holds what was trained beside other weights of {path} "
+                    f"({bases[path][:12]}, here {digest[:12]}): give {path} the same pretrained weights"
+                )

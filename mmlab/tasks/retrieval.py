@@ -67,7 +67,7 @@ class RetrievalTask(BaseTask):
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """One contrastive loss for each pair."""
-        output = self.model(batch)
+        output = self(batch)
         return {f"{a}_{b}": self.objective(output.get(a), output.get(b)) for a, b in self.pairs}
 
     def make_metrics(self) -> Metric:
@@ -76,4 +76,4 @@ class RetrievalTask(BaseTask):
 
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep the embeddings of a batch."""
-        metrics.update(self.model(batch), batch)
+        metrics.update(self(batch), batch)

@@ -22,6 +22,7 @@ from mmlab.batch import NOBODY, Embeddings, Modality
 from mmlab.metrics import ranking
 from mmlab.metrics.ranking import (
     Ranking,
+    Scores,
     bootstrap_interval,
     evaluate_direction,
     rank_relevant,
@@ -216,7 +217,8 @@ def test_bootstrap_covers_the_mean_of_clusters() -> None:
     covered, widths = 0, []
     for seed in range(100):
         hits = (torch.rand(80, generator=generator) < 0.3).repeat_interleave(5)
-        interval = bootstrap_interval(hits, torch.arange(80).repeat_interleave(5), seed=seed, draws=300)
+        scores = Scores(hits, torch.arange(80).repeat_interleave(5))
+        interval = bootstrap_interval([scores], seed=seed, draws=300)
         covered += interval.low <= 0.3 <= interval.high
         widths.append(interval.high - interval.low)
     assert 88 <= covered <= 99
@@ -224,11 +226,25 @@ def test_bootstrap_covers_the_mean_of_clusters() -> None:
 
 
 def test_bootstrap_repeats_with_its_seed() -> None:
-    values, groups = torch.rand(30), torch.arange(30) // 2
-    assert bootstrap_interval(values, groups, seed=1) == bootstrap_interval(values, groups, seed=1)
-    assert bootstrap_interval(values, groups, seed=1) != bootstrap_interval(values, groups, seed=2)
+    scores = Scores(torch.rand(30), torch.arange(30) // 2)
+    assert bootstrap_interval([scores], seed=1) == bootstrap_interval([scores], seed=1)
+    assert bootstrap_interval([scores], seed=1) != bootstrap_interval([scores], seed=2)
     with pytest.raises(ValueError, match="no query"):
-        bootstrap_interval(values[:0], groups[:0], seed=1)
+        bootstrap_interval([Scores(scores.value[:0], scores.group[:0])], seed=1)
+
+
+def test_two_kinds_of_one_group_are_drawn_together() -> None:
+    """Twice the same scores tell nothing new: the interval stays as wide. Independent ones narrow it."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(200)
+    one, other = (Scores(torch.rand(200, generator=generator), groups) for _ in range(2))
+    elsewhere = other._replace(group=groups + 200)
+    width = {}
+    for name, scores in {"one": [one], "twice": [one, one], "apart": [one, elsewhere]}.items():
+        interval = bootstrap_interval(scores, seed=0)
+        width[name] = interval.high - interval.low
+    assert width["twice"] == pytest.approx(width["one"])
+    assert width["apart"] == pytest.approx(width["one"] / math.sqrt(2), rel=0.15)
 
 
 class Output(NamedTuple):
@@ -294,8 +310,9 @@ def test_metrics_of_all_directions_leave_out_rows_that_take_no_part() -> None:
     assert {name: values[f"text_to_image/{name}"] for name in Ranking._fields} == back._asdict()
     recalls = [there.r1, there.r5, there.r10, back.r1, back.r5, back.r10]
     assert values["mean_recall"] == pytest.approx(statistics.fmean(recalls))
+    assert values["mean_recall_low"] < values["mean_recall"] < values["mean_recall_high"]
     intervals = ("r1_low", "r1_high", "r10_low", "r10_high")
-    assert values.keys() - {"mean_recall"} == {
+    assert values.keys() - {"mean_recall", "mean_recall_low", "mean_recall_high"} == {
         f"{direction}/{name}"
         for direction in ("image_to_text", "text_to_image")
         for name in (*Ranking._fields, *intervals)

@@ -94,8 +94,8 @@ def make_loader(steps: int = 1) -> DataLoader[Batch]:
     return DataLoader([make_batch()] * steps, batch_size=None)  # type: ignore[arg-type]
 
 
-def make_task(towers: Any = "full", **settings: Any) -> RetrievalTask:
-    torch.manual_seed(0)
+def make_task(towers: Any = "full", *, seed: int = 0, **settings: Any) -> RetrievalTask:
+    torch.manual_seed(seed)
     return RetrievalTask(
         DualEncoder(
             image=Tower(Colours(), dim=4),

@@ -55,6 +55,22 @@ class Encoder(nn.Module, ABC):
             mask = torch.ones(inputs.data.shape[:2], dtype=torch.bool, device=inputs.data.device)
         return Encoded(inputs.data.to(dtype), mask)
 
+    def example(self) -> Input:
+        """The smallest blank input that the encoder takes, for looking at what it computes; on the CPU.
+
+        Here a picture of 224 x 224, two tokens, a second of sound at 16 kHz, or 16 steps of one channel; an
+        encoder that needs another size says so.
+        """
+        one = torch.ones(1, dtype=torch.int64)
+        blank = {
+            Modality.IMAGE: torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
+            Modality.TEXT: torch.zeros(1, 2, dtype=torch.int64),
+            Modality.AUDIO: torch.zeros(1, 16_000),
+            Modality.SIGNAL: torch.zeros(1, 16, 1),
+        }[self.modality]
+        length = None if self.modality is Modality.IMAGE else one * blank.shape[1]
+        return Input(blank, owner=one - 1, present=one.bool(), length=length)
+
     @abstractmethod
     def encode(self, inputs: Input) -> Encoded:
         """Encode every row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import timm.data
@@ -59,10 +60,10 @@ class ImageEncoder(Encoder):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(settings["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(settings["std"])[:, None, None], persistent=False)
-        size = settings["input_size"][1:] if image_size is None else (image_size, image_size)
+        self._size = settings["input_size"][1:] if image_size is None else (image_size, image_size)
         self.backbone.eval()
         with torch.enable_grad():
-            tokens = self._tokens(torch.zeros(1, 3, *size))
+            tokens = self._tokens(torch.zeros(1, 3, *self._size))
         self.dim = tokens.shape[-1]
         _fix_unused(self.backbone, tokens)
         self.train()
@@ -74,6 +75,10 @@ class ImageEncoder(Encoder):
         # memory format of what they read; this one is 1.6 times as fast (EfficientNet-Lite0 on a CPU).
         tokens = self._tokens(pixels.to(self.mean.dtype, memory_format=torch.channels_last))
         return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    def example(self) -> Input:
+        """A picture of the size that the model was made for."""
+        return replace(super().example(), data=torch.zeros(1, 3, *self._size, dtype=torch.uint8))
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Set the mode; frozen batch normalisation stays in evaluation mode."""

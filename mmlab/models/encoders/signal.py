@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mmlab.batch import Input, Modality
 from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.encoders.transformer_layer import TransformerLayer
 
 
 class SignalEncoder(Encoder):
@@ -56,12 +58,11 @@ class SignalEncoder(Encoder):
         self.stride = stride
         self.convolution = nn.Conv1d(channels, dim, kernel_size, stride, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(dim)
-        layer = nn.TransformerEncoderLayer(
-            dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, num_heads=num_heads, hidden=4 * dim, dropout=dropout)
+            for _ in range(num_layers)
         )
-        self.transformer = nn.TransformerEncoder(
-            layer, num_layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False
-        )
+        self.last_norm = nn.LayerNorm(dim)
 
     def encode(self, inputs: Input) -> Encoded:
         """Encode arrays, float32 [rows, steps, channels]."""
@@ -72,7 +73,14 @@ class SignalEncoder(Encoder):
         tokens = self.norm(F.gelu(self.convolution(signal)).transpose(1, 2))
         mask = valid[:, :: self.stride]
         tokens = tokens + sinusoids(tokens.shape[1], self.dim).to(tokens)
-        return Encoded(self.transformer(tokens, src_key_padding_mask=~mask), mask)
+        for layer in self.layers:
+            tokens = layer(tokens, mask[:, None, None, :])
+        return Encoded(self.last_norm(tokens), mask)
+
+    def example(self) -> Input:
+        """A few steps of all channels."""
+        blank = super().example()
+        return replace(blank, data=blank.data.expand(-1, -1, self.convolution.in_channels))
 
 
 def sinusoids(steps: int, dim: int) -> Float[Tensor, "steps dim"]:

@@ -1,0 +1,41 @@
+"""The parser of configs and of the words behind a trainer verb: raises where others print usage and exit."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class ConfigError(ValueError):
+    """A command line or config file that the parser refuses."""
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(message)
+        self.options = options
+        """Dotted keys that the refusing parser knows."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises what is wrong instead of printing pages of usage."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        # A shortened key would be taken for the one that it begins.
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Hand the complaint to :func:`run`, which words it."""
+        raise ConfigError(message, sorted(_options(self))) from ex
+
+
+def _options(parser: ArgumentParser) -> set[str]:
+    """Dotted keys of a parser and of its subcommands."""
+    found: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for subparser in action.choices.values():
+                found |= _options(subparser)
+        else:
+            found.add(action.dest)
+    return found - {"help", "print_config", "print_shtab", "subcommand"}

@@ -1,0 +1,1 @@
+"""How a model is run and spread over devices, whatever it computes."""

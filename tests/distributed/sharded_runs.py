@@ -1,0 +1,171 @@
+"""Real fits of small tasks under any strategy: in this process alone, or in both ranks of the pool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mmlab import collectives
+from mmlab.adaptation.method import Method
+from mmlab.adaptation.policy import MethodName, Policy
+from mmlab.batch import Batch
+from mmlab.data.image import ImageReader
+from mmlab.data.module import ShardData
+from mmlab.data.plan import Loading
+from mmlab.data.signal import SignalReader
+from mmlab.models.dual_encoder import DualEncoder, Tower
+from mmlab.models.encoders.image import ImageEncoder
+from mmlab.models.encoders.signal import SignalEncoder
+from mmlab.objectives.contrastive import InfoNCE
+from mmlab.optim import Optimization
+from mmlab.parallel.execution import Execution
+from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel, FullySharded
+from mmlab.sources.generated import Generated
+from mmlab.tasks.base import BaseTask
+from mmlab.tasks.retrieval import RetrievalTask
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "ddp": DistributedDataParallel,
+    "fsdp2": FullySharded,
+    "hsdp": partial(FullySharded, replicas=2),
+    "fsdp2 one file": partial(FullySharded, save_distributed_checkpoint=False),
+}
+SGD = Optimization(partial(torch.optim.SGD, lr=0.02, momentum=0.9))
+PLAIN = Execution()
+ADAMW = Optimization(partial(torch.optim.AdamW, lr=1e-3))
+
+
+def retrieval(
+    towers: MethodName | dict[str, MethodName | Method] = "full",
+    *,
+    optimization: Optimization = SGD,
+    seed: int = 0,
+) -> RetrievalTask:
+    """Pictures and movements; both towers have blocks."""
+    torch.manual_seed(seed)
+    return RetrievalTask(
+        DualEncoder(
+            image=Tower(ImageEncoder("test_resnet", pretrained=False), dim=16),
+            signal=Tower(SignalEncoder(3, dim=16, num_layers=3), dim=16),
+        ),
+        objective=InfoNCE(0.3),
+        optimization=optimization,
+        adaptation=Policy(towers),
+    )
+
+
+class Fit(NamedTuple):
+    """One training run."""
+
+    task: Callable[[], BaseTask] = retrieval
+    strategy: str = "single"
+    steps: int = 50
+    batch: int = 16
+    accumulate: int = 1
+    clip: float | None = 1.0
+    execution: Execution = PLAIN
+    precision: Any = "32-true"
+    stage: str = "fit"
+    save: Path | None = None
+    """Where to save a checkpoint after `save_at` steps."""
+    save_at: int = 0
+    load: Path | None = None
+
+
+class Record(NamedTuple):
+    """What a rank has seen."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    """At the end, whole."""
+    results: dict[str, float]
+    sharded: int
+    """Trained parameters of which this rank holds a shard only."""
+    norms: list[float]
+    """Of all gradients, before clipping, by step."""
+
+
+class Recorder(Callback):
+    """Keeps losses and norms, and saves where it is to."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        self.norms.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+        if self.fit.save is not None and trainer.global_step == self.fit.save_at:
+            trainer.save_checkpoint(self.fit.save)
+
+
+def make_data(batch_size: int) -> ShardData:
+    """Samples that lack pictures and movements here and there."""
+    return ShardData(
+        batch_size=batch_size,
+        source=Generated(train=240, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
+        image=ImageReader(32, crop_scale=(0.5, 1.0), flip=0.5),
+        signal=SignalReader(channels=3),
+        loading=Loading(group_by="json.caption", eval_batch_size=8),
+    )
+
+
+def run(cache: Path, root: Path, fit: Fit) -> Record:
+    """Train, as one of the ranks that there are."""
+    before = dict(os.environ)
+    os.environ["MMLAB_CACHE"] = str(cache)
+    settings: dict[str, Any] = {"strategy": "auto", "plugins": [CheckpointFiles()]}
+    ranks = collectives.world_size()
+    if ranks > 1:
+        # This process is one of those ranks already: Lightning must start none.
+        os.environ |= {"LOCAL_RANK": str(collectives.rank()), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+        settings = {"strategy": STRATEGIES[fit.strategy](), "plugins": [LightningEnvironment()]}
+    recorder = Recorder(fit)
+    try:
+        trainer = L.Trainer(
+            accelerator="cpu", devices=ranks, max_steps=fit.steps, accumulate_grad_batches=fit.accumulate,
+            gradient_clip_val=fit.clip, precision=fit.precision, logger=False, check_val_every_n_epoch=None,
+            val_check_interval=fit.steps * fit.accumulate, enable_checkpointing=False, num_sanity_val_steps=0,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
+            callbacks=[recorder], **settings,
+        )  # fmt: skip
+        task = fit.task()
+        task.execution = fit.execution
+        data = make_data(fit.batch)
+        if fit.stage == "test":
+            trainer.test(task, data, ckpt_path=fit.load, verbose=False, weights_only=True)
+        else:
+            trainer.fit(task, data, ckpt_path=fit.load, weights_only=True)
+        sharded = sum(isinstance(p, DTensor) for p in task.parameters() if p.requires_grad)
+        results = task.results if fit.steps > 0 else {}
+        return Record(recorder.losses, whole_weights(task), results, sharded, recorder.norms)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def whole_weights(task: BaseTask) -> dict[str, Tensor]:
+    """The state of a task, gathered; every rank must call this."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+        for name, value in task.state_dict().items()
+    }
