@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gpu_training import Repeated, measure, optimization, tell
+from gpu_training import Repeated, measure, optimization, quiet, tell
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, PreTrainedTokenizerFast
@@ -141,6 +141,7 @@ def loader(size: Size, rows: int, *, steps: int, workers: int, folder: Path, pin
 
 
 def main() -> None:
+    quiet()
     name, device, *numbers = sys.argv[1:]
     rows, steps, workers = map(int, numbers)
     size = SIZES[name]

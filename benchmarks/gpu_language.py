@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_training import Repeated, measure, optimization, tell
+from gpu_training import Repeated, measure, optimization, quiet, tell
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -72,6 +72,7 @@ class NextToken(BaseTask):
 
 
 def main() -> None:
+    quiet()
     name, device, *numbers = sys.argv[1:]
     rows, tokens, steps = map(int, numbers)
     config = LlamaConfig(**SIZES[name], max_position_embeddings=tokens)

@@ -53,14 +53,18 @@ class Repeated:
             yield self.batch
 
 
+def quiet() -> None:
+    """Leave lines of the table to this program's output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
 def optimization() -> Optimization:
     return Optimization(partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.1, fused=True))
 
 
 def measure(name: str, task: BaseTask, loader: Any, *, device: str, unit: str) -> Result:
     """Train, and read what the instrument says."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(
             accelerator=device,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mmlab import __version__
-from mmlab.commands import adapt, assets, data, shards, tune
+from mmlab.commands import adapt, assets, data, runs, shards, tune
 
 TRAINER_VERBS = {
     "fit": "train a model, then test its best checkpoint",
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, purpose in TRAINER_VERBS.items():
         # Their arguments depend on the classes that the config names: commands/train.py parses them.
         verbs.add_parser(verb, help=purpose, add_help=False)
-    for module in (assets, data, shards, adapt, tune):
+    for module in (assets, data, shards, adapt, tune, runs):
         module.add_parser(verbs)
     return parser
 

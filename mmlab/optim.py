@@ -19,8 +19,9 @@ def parameter_groups(
     """Split what is trained by whether weight decay applies, and by depth, in the order given.
 
     Biases, the scales and shifts of norms, logit scales and the scales of IA3 are not decayed: all of them
-    are vectors, whatever dimensions of size 1 they have besides, or have a name that ends in `bias`. The other groups have no `weight_decay` of their own, so the
-    optimizer's applies. A group without parameters is left out.
+    are vectors, whatever dimensions of size 1 they have besides, or have a name that ends in `bias`. The
+    other groups have no `weight_decay` of their own, so the optimizer's applies. A group without parameters
+    is left out.
 
     Args:
         named_parameters: All that is trained at any time of the run, of a module. What is opened later is

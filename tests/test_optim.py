@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jsonargparse
 import pytest
@@ -42,18 +44,77 @@ def test_matrices_are_decayed_and_nothing_else() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_what_is_opened_later_is_there_from_the_start() -> None:
     model = Small()
     model.embed.requires_grad_(False)
-    model.linear.requires_grad_(False)
-    (group,) = parameter_groups(model.named_parameters())
-    assert "linear.bias" not in names(model, group)
-    assert group["weight_decay"] == 0.0
+    decay, _ = parameter_groups(model.named_parameters())
+    assert "embed.weight" in names(model, decay)
 
 
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="no parameter is trained"):
-        parameter_groups(Small().requires_grad_(False).named_parameters())
+        parameter_groups([])
+
+
+DEPTHS = {
+    "matrix_bias": 0, "embed.weight": 2, "linear.weight": 1, "linear.bias": 1, "norm.weight": 0,
+    "norm.bias": 0, "objective.log_scale": 0,
+}  # fmt: skip
+
+
+def layered(
+    optimizer: Callable[..., torch.optim.Optimizer], factor: float
+) -> tuple[Small, torch.optim.Optimizer]:
+    model = Small()
+    return model, Optimization(optimizer, layer_decay=factor).build_optimizer(
+        model.named_parameters(), depths=DEPTHS
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3),
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.3),
+        partial(torch.optim.Adafactor, lr=0.1, weight_decay=0.3),
+        partial(torch.optim.NAdam, lr=0.1, weight_decay=0.3),
+    ],
+)
+def test_rates_shrink_with_depth(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    model, built = layered(optimizer, 0.5)
+    rates, decays = {}, {}
+    for group in built.param_groups:
+        for name in names(model, group):
+            rates[name], decays[name] = group["lr"], group["weight_decay"]
+    assert rates == {name: pytest.approx(0.1 * 0.5**depth) for name, depth in DEPTHS.items()}
+    assert {name for name, decay in decays.items() if decay > 0} == {"embed.weight", "linear.weight"}
+
+
+def test_the_schedule_keeps_the_proportions() -> None:
+    _, built = layered(partial(torch.optim.SGD, lr=0.1), 0.5)
+    schedule = WarmupCosine(warmup=3)(built, 10)
+    for step in range(10):
+        share = warmup_cosine(step, warmup_steps=3, total_steps=10, min_ratio=0.0)
+        for group in built.param_groups:
+            assert group["lr"] == pytest.approx(0.1 * share * 0.5 ** group["depth"])
+        built.step()
+        schedule.step()
+
+
+def test_without_layer_decay_there_are_two_groups_whatever_the_depths() -> None:
+    model = Small()
+    optimization = Optimization(partial(torch.optim.AdamW, lr=0.1))
+    plain, deep = (
+        optimization.build_optimizer(model.named_parameters(), depths=depths) for depths in (None, DEPTHS)
+    )
+    assert plain.state_dict() == deep.state_dict()
+    assert [group["name"] for group in deep.param_groups] == ["decay", "no_decay"]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.1, -0.5])
+def test_an_impossible_layer_decay_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match=f"layer_decay={factor}"):
+        Optimization(torch.optim.SGD, layer_decay=factor)
 
 
 @given(st.integers(0, 50), st.integers(1, 100), st.floats(0, 1))

@@ -35,7 +35,7 @@ class Method(ABC):
         """What is added to the loss, or None."""
         return None
 
-    def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
+    def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:  # noqa: B027  most need none
         """Called after each optimizer step, while the gradients still stand.
 
         Args:

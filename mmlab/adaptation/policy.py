@@ -71,7 +71,7 @@ class Policy:
                 `ia3`, `bitfit`, `layernorm`, `staged`, or a built one. One name alone holds for all towers.
             checkpoint: `trained` keeps what is trained and the digest of the pretrained rest; `full` keeps
                 all weights.
-            frozen_dtype: Type that pretrained matrices which are never trained are held in; None leaves them.
+            frozen_dtype: Type of pretrained matrices that are never trained; None leaves them.
                 A low precision needs a mixed one of the trainer (`bf16-mixed`).
 
         Raises:
@@ -80,7 +80,7 @@ class Policy:
         named = {"*": towers} if isinstance(towers, str) else towers
         unknown = [method for method in named.values() if isinstance(method, str) and method not in METHODS]
         if unknown:
-            raise ValueError(f"adaptation: no method is called {unknown[0]!r}; there are {', '.join(METHODS)}")
+            raise ValueError(f"adaptation: no method {unknown[0]!r}; there are {', '.join(METHODS)}")
         self.towers = {
             key: METHODS[method]() if isinstance(method, str) else method for key, method in named.items()
         }
@@ -263,7 +263,7 @@ def _towers(model: nn.Module) -> list[str]:
 
 
 def _bases(model: nn.Module, parts: Mapping[str, Method]) -> list[str]:
-    """The networks whose weights are known by name: encoders, and parts without any, that are not all trained."""
+    """Networks whose weights are known by a digest: encoders, and parts without any, not trained whole."""
     encoders = [name for name, module in model.named_modules() if isinstance(module, Encoder)]
     adapted = [path for path, method in parts.items() if not isinstance(method, Full)]
     alone = [

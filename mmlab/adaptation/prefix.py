@@ -18,7 +18,6 @@ from mmlab.adaptation.method import EncoderMethod
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """Of `F.scaled_dot_product_attention`, those that may come without a name."""
-_PREFIX = ("prefix_key", "prefix_value")
 
 
 class Prefix(EncoderMethod):
@@ -65,16 +64,20 @@ class Prefix(EncoderMethod):
                 "with attn_implementation sdpa; for a network without attention use adapters or lora"
             )
         for module, heads in found.items():
-            key = torch.randn(heads.number, self.length, heads.key_dim) * heads.scale
-            value = torch.zeros(heads.number, self.length, heads.value_dim)
+            if any(inner in found for inner in module.modules() if inner is not module):
+                raise ValueError(
+                    f"prefix: {type(module).__name__} attends itself and in a module inside it, which would "
+                    "get both prefixes: use adapters or lora"
+                )
+            key = heads.like.new_empty(heads.number, self.length, heads.key_dim).normal_() * heads.scale
+            value = heads.like.new_zeros(heads.number, self.length, heads.value_dim)
             kind = PrefixedMultihead if isinstance(module, nn.MultiheadAttention) else Prefixed
-            learned = (nn.Parameter(tensor.to(heads.device)) for tensor in (key, value))
-            graft(module, kind, **dict(zip(_PREFIX, learned, strict=True)))
+            graft(module, kind, prefix_key=nn.Parameter(key), prefix_value=nn.Parameter(value))
         leave_fast_path(network)
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """The prefixes."""
-        return name.rpartition(".")[2] in _PREFIX
+        return name.rpartition(".")[2] in ("prefix_key", "prefix_value")
 
 
 class Heads(NamedTuple):
@@ -85,7 +88,8 @@ class Heads(NamedTuple):
     value_dim: int
     scale: float
     """Deviation of the keys."""
-    device: torch.device
+    like: Tensor
+    """Whose type and device the prefix has."""
 
 
 class Prefixed(Graft):
@@ -223,8 +227,8 @@ class _Watching(TorchFunctionMode):
         """Called before a module's forward pass."""
         self.running.append(module)
         if isinstance(module, nn.MultiheadAttention):
-            device = module.out_proj.weight.device
-            self.found[module] = Heads(module.num_heads, module.head_dim, module.head_dim, 1.0, device)
+            like = _precise(module.out_proj.weight)
+            self.found[module] = Heads(module.num_heads, module.head_dim, module.head_dim, 1.0, like)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called after it."""
@@ -243,12 +247,17 @@ class _Watching(TorchFunctionMode):
         module = self.running[-1]
         number = 1 if key.ndim == 3 else key.shape[1]
         shape = number, key.shape[-1], value.shape[-1]
-        known = self.found.setdefault(module, Heads(*shape, float(key.float().std()), key.device))
+        known = self.found.setdefault(module, Heads(*shape, float(key.float().std()), _precise(key)))
         if known[:3] != shape:
             raise ValueError(
                 f"prefix: {type(module).__name__} attends with (heads, size of keys, of values) {known[:3]} "
                 f"and {shape}, which one prefix cannot serve: use adapters or lora"
             )
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """An empty one on its device, of float32 at least: what is trained needs the digits."""
+    return tensor.new_empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _find_attentions(network: nn.Module) -> dict[nn.Module, Heads]:

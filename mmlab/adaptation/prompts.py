@@ -79,7 +79,7 @@ class Prompts(EncoderMethod):
         read = [call.args[0] for call in calls if call.args]
         shapes = {tokens.shape for tokens in read if isinstance(tokens, Tensor)}
         shape = shapes.pop() if len(shapes) == 1 else ()
-        if len(shape) != 3 or len(read) < len(calls):
+        if len(shape) != 3 or len(read) < len(calls) or len({call.module for call in calls}) < len(calls):
             raise ValueError(
                 f"prompts: {name} does not run one sequence of tokens through all of its blocks (a feature "
                 "map has no place for prompts): use adapters or lora"

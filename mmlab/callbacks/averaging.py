@@ -73,7 +73,9 @@ class WeightAveraging(Callback):
         self._reset()
         self._training = stage == "fit"
         callbacks = trainer.checkpoint_callbacks if self._training else []
-        if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks):
+        if any(
+            isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks
+        ):
             raise ValueError(
                 "weight averaging with checkpoint.save_weights_only=true would save the raw weights: leave "
                 "save_weights_only out"
@@ -151,7 +153,7 @@ class WeightAveraging(Callback):
             checkpoint["state_dict"][name] = _spread(average.to(parameter.dtype), parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The raw weights, and the average where the model's own type cannot hold it; every rank calls this."""
+        """The raw weights, and the average where the model's type cannot hold it; every rank calls this."""
         if not self._average:
             return {}
         raw = self._local() if self._raw is None else self._raw

@@ -74,7 +74,7 @@ class Speed:
             found += taken
         return {**shares, "communication": found}
 
-    def numbers(self, *, ranks: int, communication: float, peak: float | None) -> dict[str, float | Tensor]:
+    def numbers(self, *, ranks: int, communication: float, peak: float | None) -> dict[str, float]:
         """What is logged, by name; `tflops` and `mfu` are of one device.
 
         Args:
@@ -82,9 +82,9 @@ class Speed:
             communication: See :meth:`shares`.
             peak: Operations a second that the device can do; None: not asked for.
         """
-        found: dict[str, float | Tensor] = {"samples_per_second": ranks * self.samples / self.seconds}
+        found = {"samples_per_second": ranks * self.samples / self.seconds}
         if self.tokens is not None:
-            found["tokens_per_second"] = ranks * self.tokens / self.seconds
+            found["tokens_per_second"] = ranks * int(self.tokens) / self.seconds
         if self.flops_per_second is not None:
             found["tflops"] = self.flops_per_second / 1e12
             if peak is not None:

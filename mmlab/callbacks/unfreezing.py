@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.parallel import DistributedDataParallel
 
 from mmlab.adaptation.staged import Staged
@@ -44,8 +44,8 @@ class Unfreezing(Callback):
             raise ValueError("staged: all parts open together: give them the same every and patience")
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
             raise ValueError(
-                f"staged: {type(trainer.strategy).__name__} fixes what is trained when it wraps the model: use "
-                "one device, DDP or FSDP2"
+                f"staged: {type(trainer.strategy).__name__} fixes what is trained when it wraps the model: "
+                "use one device, DDP or FSDP2"
             )
         if self._staged.patience is not None and (_chooser(trainer) is None or not trainer.enable_validation):
             raise ValueError(
@@ -84,7 +84,12 @@ class Unfreezing(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the validations since the best one."""
         chooser = _chooser(trainer)
-        if self._staged is None or self._staged.patience is None or chooser is None or trainer.sanity_checking:
+        if (
+            self._staged is None
+            or self._staged.patience is None
+            or chooser is None
+            or trainer.sanity_checking
+        ):
             return
         score = float(trainer.callback_metrics[str(chooser.monitor)])
         sign = 1 if chooser.mode == "max" else -1
@@ -117,6 +122,6 @@ def _wrap_anew(strategy: Strategy) -> None:
         wrapped = strategy.model
         assert isinstance(wrapped, DistributedDataParallel)
         # Of the old reducer: it would wait for gradients and reduce them a second time.
-        wrapped._remove_autograd_hooks()
+        wrapped._remove_autograd_hooks()  # type: ignore[no-untyped-call]
         strategy.model = wrapped.module
         strategy.configure_ddp()

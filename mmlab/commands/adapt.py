@@ -89,7 +89,11 @@ def _add_compare(actions: argparse._SubParsersAction[ActionParser]) -> None:
         "--seeds", type=_numbers, default=[1, 2, 3], metavar="N,N,...", help="default: 1,2,3"
     )
     compare.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder of the runs; %(default)s"
+        "--out",
+        type=Path,
+        default=Path("runs/compare"),
+        metavar="DIR",
+        help="folder of the runs; %(default)s",
     )
     compare.set_defaults(run=_compare, words=[])
 

@@ -1,4 +1,4 @@
-"""`mmlab adapt compare`: one config trained with several methods and seeds, each run in a process of its own."""
+"""`mmlab adapt compare`: one config with several methods and seeds, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mmlab.runs.comparison import Compared, Goal, comparison_table, measure
 from mmlab.runs.directory import SHARED_ID, write_json
 
 METHODS = (
-    "full", "frozen", "probe", "lora", "adapters", "prompts", "prefix", "ia3", "bitfit", "layernorm", "staged",
+    "full", "frozen", "probe", "lora", "adapters", "prompts", "prefix", "ia3", "bitfit", "layernorm",
+    "staged",
 )  # fmt: skip
 """In the order of the table; those that have an overlay."""
 FINISHED = "finished.json"
@@ -45,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no config {missing[0]}")
     first = Path(arguments.config[0])
     plan = Plan(
-        arguments.config, find_methods(first, arguments.methods), arguments.seeds, arguments.words, arguments.out
+        arguments.config,
+        find_methods(first, arguments.methods),
+        arguments.seeds,
+        arguments.words,
+        arguments.out,
     )
     compared, goal = compare(plan)
     if goal is None:
@@ -105,34 +110,42 @@ def _finish(plan: Plan, method: str, overlay: Path, seed: int, title: str) -> Pa
     name = f"{method}-{seed}"
     folder = plan.out / name
     files = [*plan.configs, str(overlay)]
-    words = [word for file in files for word in ("--config", file)]
+    words = [word for path in files for word in ("--config", path)]
     words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--test_untrained", "false"]
     words += [*plan.words, "--runs", str(plan.out), "--name", name]
     state = hashlib.sha256(json.dumps(words).encode())
-    for file in files:
-        state.update(Path(file).read_bytes())
-    done = folder / FINISHED
-    if done.is_file():
-        record = json.loads(done.read_text(encoding="utf-8"))
-        if record["state"] == state.hexdigest() and (folder / record["run"] / "metrics.json").is_file():
-            print(f"{title}: kept, {folder / record['run']}", file=sys.stderr)
-            return folder / record["run"]
+    for path in files:
+        state.update(Path(path).read_bytes())
+    kept = _finished(folder, state.hexdigest())
+    if kept is not None:
+        print(f"{title}: kept, {kept}", file=sys.stderr)
+        return kept
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{title} ...", file=sys.stderr, flush=True)
     before = set(folder.iterdir())
     log = plan.out / f"{name}.log"
     environment = {key: value for key, value in os.environ.items() if key != SHARED_ID}
-    with log.open("wb") as file:
+    with log.open("wb") as output:
         status = subprocess.run(
-            [sys.executable, "-m", "mmlab", "fit", *words], stdout=file, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "mmlab", "fit", *words], stdout=output, stderr=subprocess.STDOUT,
             env=environment, check=False,
         ).returncode  # fmt: skip
     made = [path for path in folder.iterdir() if path not in before and (path / "metrics.json").is_file()]
     if status != 0 or not made:
         print(f"{title}: failed with status {status}: {_complaint(log)} ({log})", file=sys.stderr)
         return None
-    write_json(done, {"state": state.hexdigest(), "run": made[0].name})
+    write_json(folder / FINISHED, {"state": state.hexdigest(), "run": made[0].name})
     return made[0]
+
+
+def _finished(folder: Path, state: str) -> Path | None:
+    """The run that finished with these words and configs, if its directory is still there."""
+    done = folder / FINISHED
+    if not done.is_file():
+        return None
+    record = json.loads(done.read_text(encoding="utf-8"))
+    run = folder / str(record["run"])
+    return run if record["state"] == state and (run / "metrics.json").is_file() else None
 
 
 def _complaint(log: Path) -> str:

@@ -100,7 +100,7 @@ def merge(task: BaseTask, batch: Batch | None) -> Merged:
 
 @torch.no_grad()
 def outputs(task: BaseTask, batch: Batch | None) -> list[Tensor]:
-    """All floating-point tensors that a model gives, in evaluation mode; of its encoders where nothing is read."""
+    """What a model gives in evaluation mode, as float64; its encoders, where no batch is read."""
     task.eval()
     if batch is not None:
         found = tree_leaves(task.model(batch))

@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     monitor, mode = settings[0]["checkpoint"]["monitor"], settings[0]["checkpoint"]["mode"]
     if monitor is None:
         raise ValueError(f"{configs[0]}: no checkpoint.monitor, so there is no score to compare by")
-    one_file = arguments.out.suffix == ".safetensors"
-    if one_file and arguments.out.exists() and not arguments.force:
+    if arguments.out.exists() and not arguments.force:
         raise ValueError(f"{arguments.out} exists: --force replaces it")
 
     built = build(Parts, ["validate", "--config", str(configs[0])])
@@ -59,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         weights = average(ingredients)
         soup = Soup(weights, list(range(len(paths))), score(weights))
     print(f"{monitor} {soup.score:.4f}  soup of {', '.join(str(paths[n]) for n in soup.members)}")
-    if one_file:
+    if arguments.out.suffix == ".safetensors":
         write_weights(arguments.out, soup.weights)
         used, file = configs[0], arguments.out
     else:
@@ -86,8 +85,8 @@ def _check_configs(paths: list[Path], settings: list[dict[str, Any]]) -> None:
         for part in ("model", "adaptation"):
             if other[part] != first[part]:
                 raise ValueError(
-                    f"{paths[0]} and {path} are not of one {part}: only runs that differ in data, seed of the "
-                    "data, or training can be averaged"
+                    f"{paths[0]} and {path} are not of one {part}: only runs that differ in data, seed of "
+                    "the data, or training can be averaged"
                 )
     seeds = {str(config["seed_everything"]) for config in settings}
     if len(seeds) > 1:

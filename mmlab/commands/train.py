@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import is_zipfile
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
@@ -25,11 +26,15 @@ from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
 from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
+from mmlab.commands import automatic
 from mmlab.commands.diagnosis import diagnose
 from mmlab.commands.parser import ConfigError, Parser
 from mmlab.data.module import ShardData
 from mmlab.models.fingerprint import fingerprint, fixed_encoders
 from mmlab.parallel.execution import Execution
+from mmlab.parallel.stored import open_checkpoint
+from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel
+from mmlab.runs.checkpoint import load_weights, read_weights
 from mmlab.runs.directory import run_directory, write_json
 from mmlab.runs.table import results_table, trained_table
 from mmlab.tasks.base import BaseTask
@@ -108,17 +113,32 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that measures its speed, and whose progress can be read in a log file too."""
-        record = RunRecord(self.directory, self.config_text)
-        extra: list[Callback] = [record, Throughput(self.directory), Unfreezing()]
-        if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
-            extra.append(ProgressLines())
-        kwargs["callbacks"] = [*(self.config_init[self.subcommand].trainer.callbacks or []), *extra]
-        self.model.execution = self.config_init[self.subcommand].execution
-        trainer = super().instantiate_trainer(**kwargs)
+        config = self.config_init[self.subcommand]
+        self.model.execution = config.execution
+        callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
+        trainer = super().instantiate_trainer(callbacks=[*callbacks], **kwargs)
+        if config.trainer.strategy == "auto" and trainer.world_size > 1:
+            strategy: Strategy = DistributedDataParallel()
+            if self.subcommand == "fit":
+                choice = automatic.choose(trainer, self.model, self.datamodule)
+                strategy = automatic.apply(choice, self.model)
+                rank_zero_info(f"strategy: {choice.reason}")
+            trainer = super().instantiate_trainer(callbacks=[*callbacks], strategy=strategy, **kwargs)
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            # Checkpoints of sharded runs and files of weights alone are read, too.
+            trainer.strategy.checkpoint_io = CheckpointFiles()
         if trainer.world_size == 1 and isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             # Several ranks may not all have been stopped, and saving would wait for the others.
             trainer.checkpoint_callback.save_on_exception = True
         return trainer
+
+    def _callbacks(self) -> list[Callback]:
+        """What every run has; those that have nothing to do cost nothing."""
+        record = RunRecord(self.directory, self.config_text)
+        found: list[Callback] = [record, Throughput(self.directory), Unfreezing()]
+        if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
+            found.append(ProgressLines())
+        return found
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would let a checkpoint's settings replace it silently."""
@@ -127,6 +147,7 @@ class CommandLine(LightningCLI):
         """Check what training needs, then measure the model as it is before."""
         config = self.config[self.subcommand]
         self._check_features()
+        self._start_from_weights()
         self._show(f"run directory: {self.directory}")
         self._show(trained_table(self.model.adaptation.describe(self.model.model)))
         self.datamodule.trainer = self.trainer
@@ -136,6 +157,16 @@ class CommandLine(LightningCLI):
         if config.test_untrained and config.ckpt_path is None and self.datamodule.has("test"):
             self.trainer.test(self.model, self.datamodule, verbose=False)
             self.untrained = self.model.results
+
+    def _start_from_weights(self) -> None:
+        """Where `--ckpt_path` holds weights alone, begin with them instead of going on."""
+        config, path = self.config_init[self.subcommand], self.config[self.subcommand].ckpt_path
+        if path is None or not Path(path).exists():
+            return
+        if "optimizer_states" not in open_checkpoint(Path(path)).rest:
+            load_weights(self.model, read_weights(Path(path)))
+            self._show(f"--ckpt_path {path} holds weights alone: training begins with them, at step 0")
+            config.ckpt_path = None
 
     def before_validate(self) -> None:
         """Check what the data bring."""
@@ -159,10 +190,10 @@ class CommandLine(LightningCLI):
             {m: None if encoder is None else fingerprint(encoder) for m, encoder in encoders.items()}
         )
         path = self.config[self.subcommand].ckpt_path
-        if path is None or not Path(path).is_file():
+        if path is None or not Path(path).exists():
             return
         # What the checkpoint holds replaces what was just checked.
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        weights = read_weights(Path(path)).state
         for name, module in self.model.named_modules():
             used = any(module is encoders.get(modality) for modality in features.modalities)
             if used and not _holds(weights, f"{name}.", module):
@@ -311,11 +342,11 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
 
 
 def _check_checkpoint(arguments: Sequence[str]) -> None:
-    """Raise ValueError where `--ckpt_path` names a file that is no checkpoint."""
+    """Raise ValueError where `--ckpt_path` names what is no checkpoint."""
     words = [part for word in arguments for part in word.split("=", 1)]
     for option, value in pairwise(words):
-        if option == "--ckpt_path" and Path(value).is_file() and not is_zipfile(value):
-            raise ValueError(f"--ckpt_path {value}: this file is no checkpoint, or is cut off")
+        if option == "--ckpt_path" and Path(value).exists():
+            open_checkpoint(Path(value))
 
 
 def _unwrapped(error: BaseException) -> BaseException:

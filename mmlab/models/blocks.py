@@ -23,8 +23,8 @@ def find_blocks(network: nn.Module) -> list[Block]:
     """The repeated layers, outermost ones, in the order in which the network holds them.
 
     A block is a member of a list (`ModuleList`, `Sequential`, or a class derived from one) that holds
-    children and parameters, is no list itself and holds no list of such members of one class (a stage does),
-    and whose class occurs at least twice: the layers of a transformer, the units of the stages of a convolutional
+    children and parameters, is no list itself and holds no list of such members of one class (a stage does).
+    Its class occurs at least twice: the layers of a transformer, the units of the stages of a convolutional
     network. A network without such lists has no blocks.
     """
     candidates = list(_candidates(network, ""))

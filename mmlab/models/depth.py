@@ -31,7 +31,9 @@ def network_depths(network: nn.Module) -> dict[str, int]:
     """
     blocks = find_blocks(network)
     block_of = {
-        id(parameter): number for number, block in enumerate(blocks) for parameter in block.module.parameters()
+        id(parameter): number
+        for number, block in enumerate(blocks)
+        for parameter in block.module.parameters()
     }
     tables = {
         id(parameter)

@@ -56,6 +56,6 @@ def _check_compiler() -> None:
         names += ["gcc", "clang", "cc"]
     if not any(shutil.which(name) for name in [os.environ.get("CXX", ""), *names]):
         raise ValueError(
-            "execution.compile=true: torch.compile needs a C++ compiler, and none is on the PATH: install g++ "
-            "or clang, set CXX, or leave execution.compile out"
+            "execution.compile=true: torch.compile needs a C++ compiler, and none is on the PATH: install g++"
+            " or clang, set CXX, or leave execution.compile out"
         )

@@ -53,8 +53,8 @@ def find_checkpoint(path: Path) -> Path:
         return folder / best if best is not None and folder / best in found else last
     if len(found) > 1:
         raise ValueError(
-            f"{folder}: {len(found)} checkpoints ({found[0].name}, ...) and no last.ckpt that knows the best: "
-            "name one of them"
+            f"{folder}: {len(found)} checkpoints ({found[0].name}, ...) and no last.ckpt that knows the "
+            "best: name one of them"
         )
     return found[0]
 
@@ -68,7 +68,7 @@ def _best(last: Path) -> str | None:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read the weights of a checkpoint in any form, without the states of its optimizer; nothing in it is run.
+    """Read the weights of a checkpoint in any form, not its optimizer; nothing in it is run.
 
     Raises:
         ValueError: It is no checkpoint.

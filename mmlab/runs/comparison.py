@@ -42,7 +42,14 @@ class Compared(NamedTuple):
     @property
     def score(self) -> float:
         """Mean over seeds."""
-        return _mean([run.score for run in self.runs])
+        score = self.mean("score")
+        assert score is not None, f"no run of {self.method} has finished"
+        return score
+
+    def mean(self, field: str) -> float | None:
+        """Mean of a field of :class:`Measured` over the seeds of which it is known."""
+        known = [value for run in self.runs if (value := getattr(run, field)) is not None]
+        return sum(known) / len(known) if known else None
 
 
 class Goal(NamedTuple):
@@ -116,7 +123,7 @@ def comparison_table(compared: Sequence[Compared], goal: Goal) -> str:
 
 def checkpoint_ratio(compared: Sequence[Compared], method: str, other: str) -> float | None:
     """Size of the checkpoints of one method as a share of another's; None where one is not known."""
-    sizes = {one.method: _known([run.checkpoint_bytes for run in one.runs]) for one in compared}
+    sizes = {one.method: one.mean("checkpoint_bytes") for one in compared}
     size, whole = sizes.get(method), sizes.get(other)
     return None if size is None or whole is None else size / whole
 
@@ -125,11 +132,8 @@ def _cells(one: Compared, name: str) -> list[str]:
     failed = f"failed with seed {', '.join(map(str, one.failed))}" if one.failed else ""
     if not one.runs:
         return [one.method, "", "", "", "", failed, ""]
-    trained, total = (_known([getattr(run, field) for run in one.runs]) for field in ("trained", "total"))
-    memory, seconds, size = (
-        _known([getattr(run, field) for run in one.runs])
-        for field in ("peak_memory_gb", "step_seconds", "checkpoint_bytes")
-    )
+    trained, total = one.mean("trained"), one.mean("total")
+    memory, seconds, size = (one.mean(f) for f in ("peak_memory_gb", "step_seconds", "checkpoint_bytes"))
     scores = [run.score for run in one.runs]
     spread = format_value(name, one.score)
     if len(scores) > 1:
@@ -146,18 +150,8 @@ def _cells(one: Compared, name: str) -> list[str]:
 
 
 def _interval(one: Compared, name: str) -> str:
-    low, high = _known([run.low for run in one.runs]), _known([run.high for run in one.runs])
+    low, high = one.mean("low"), one.mean("high")
     return "" if low is None or high is None else f"{format_value(name, low)} to {format_value(name, high)}"
-
-
-def _known(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known."""
-    known = [value for value in values if value is not None]
-    return _mean(known) if known else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _checkpoint_bytes(folder: Path) -> int | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mmlab.runs.checkpoint import Weights
 
@@ -56,8 +55,8 @@ def check_alike(ingredients: Mapping[str, Weights]) -> None:
         if shapes != own:
             differing = sorted(n for n in {**own, **shapes} if own.get(n) != shapes.get(n))
             raise ValueError(
-                f"{name} and {other} hold other tensors ({differing[0]}, ...): only runs of one model and one "
-                "adaptation can be averaged"
+                f"{name} and {other} hold other tensors ({differing[0]}, ...): only runs of one model and "
+                "one adaptation can be averaged"
             )
 
 

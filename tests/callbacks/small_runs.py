@@ -168,8 +168,8 @@ class Run(NamedTuple):
 
 def make_trainer(root: Path, *callbacks: Callback, steps: int, **settings: Any) -> L.Trainer:
     defaults: dict[str, Any] = {
-        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "max_steps": steps,
-        "max_epochs": -1, "enable_progress_bar": False, "enable_model_summary": False,
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
+        "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False, "enable_model_summary": False,
         "default_root_dir": root, "num_sanity_val_steps": 0, "callbacks": list(callbacks),
         "use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1, "limit_val_batches": 0,
     }  # fmt: skip

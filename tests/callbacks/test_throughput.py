@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from mmlab import collectives
@@ -122,6 +123,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Kept(CSVLogger):
+    """Keeps what was logged last."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.numbers: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.numbers = metrics
+
+
 def fit(
     clock: Clock,
     lengths: Iterable[int] = (5,) * 6,
@@ -131,18 +143,19 @@ def fit(
     **settings: Any,
 ) -> dict[str, float]:
     """Train; returns what was logged at last."""
+    logger = Kept(directory or Path())
     trainer = L.Trainer(
         **{"max_epochs": 1, "log_every_n_steps": 2, **settings},
         accelerator="cpu",
         callbacks=[Throughput(directory)],
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(kind(clock), Batches(clock, lengths), Batches(clock, (5,)) if kind is Validating else None)
     assert not isinstance(trainer.profiler, PhaseProfiler)
-    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()} | logger.numbers
     return {name.removeprefix("train/"): value for name, value in found.items()}
 
 

@@ -57,7 +57,7 @@ def retrieval(
     return RetrievalTask(
         DualEncoder(
             image=Tower(ImageEncoder("test_resnet", pretrained=False), dim=16),
-            signal=Tower(SignalEncoder(3, dim=16, num_layers=3), dim=16),
+            signal=Tower(SignalEncoder(3, dim=16, num_layers=2), dim=16),
         ),
         objective=InfoNCE(0.3),
         optimization=optimization,

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mmlab.batch import NOBODY, Input
 from mmlab.models.encoders.signal import SignalEncoder, sinusoids
+from mmlab.models.encoders.transformer_layer import TransformerLayer
 
 
 def arrays(lengths: list[int], fill: float = 0.0) -> Input:
@@ -68,3 +70,66 @@ def test_sinusoids_against_the_formula() -> None:
 def test_sizes_that_do_not_fit(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SignalEncoder(3, **wrong)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_layer_computes_what_that_of_torch_does(masked: bool) -> None:
+    torch.manual_seed(0)
+    own = TransformerLayer(16, num_heads=4, hidden=32).double()
+    reference = nn.TransformerEncoderLayer(
+        16, 4, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
+    )
+    for parameter in reference.parameters():
+        nn.init.normal_(parameter)
+    weights = dict(reference.named_parameters())
+    packed = [weights[f"self_attn.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias")]
+    copied = {
+        f"{name}.{kind}": part
+        for kind, parts in zip(("weight", "bias"), packed, strict=True)
+        for name, part in zip(("query", "key", "value"), parts, strict=True)
+    }
+    names = {
+        "out": "self_attn.out_proj", "widen": "linear1", "narrow": "linear2", "attention_norm": "norm1",
+        "feedforward_norm": "norm2",
+    }  # fmt: skip
+    for name, other in names.items():
+        copied |= {f"{name}.{kind}": weights[f"{other}.{kind}"] for kind in ("weight", "bias")}
+    own.load_state_dict(copied)
+    tokens = torch.randn(3, 6, 16, dtype=torch.float64, requires_grad=True)
+    seen = (
+        torch.arange(6) < torch.tensor([6, 2, 4])[:, None] if masked else torch.ones(3, 6, dtype=torch.bool)
+    )
+    got = own(tokens, seen[:, None, None, :])
+    expected = reference(tokens, src_key_padding_mask=~seen)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    gradient, wanted = (torch.autograd.grad(value.square().sum(), tokens)[0] for value in (got, expected))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_layer_starts_as_that_of_torch_does() -> None:
+    torch.manual_seed(0)
+    own = TransformerLayer(64, num_heads=4, hidden=256)
+    reference = nn.TransformerEncoderLayer(64, 4, 256)
+    for layer in (own.query, own.key, own.value):
+        assert layer.weight.abs().max().item() == pytest.approx(
+            reference.self_attn.in_proj_weight.abs().max().item(), rel=0.01
+        )
+        assert not layer.bias.any()
+    assert own.out.weight.std().item() == pytest.approx(
+        reference.self_attn.out_proj.weight.std().item(), rel=0.05
+    )
+
+
+def test_dropout_is_active_in_training_only() -> None:
+    encoder = SignalEncoder(3, dim=16, dropout=0.5)
+    inputs = arrays([6, 4])
+    assert not torch.equal(encoder(inputs).tokens, encoder(inputs).tokens)
+    encoder.eval()
+    assert torch.equal(encoder(inputs).tokens, encoder(inputs).tokens)
+
+
+def test_its_example_can_be_encoded() -> None:
+    encoder = SignalEncoder(7, dim=16, stride=2)
+    inputs = encoder.example()
+    assert inputs.data.shape == (1, 16, 7)
+    assert encoder(inputs).mask.all()

@@ -1,6 +1,6 @@
 """Compiled blocks: no graph breaks, few graphs for many lengths, the numbers of eager mode.
 
-What is compiled runs in processes of its own, without the tests' checks of shapes: they would be compiled too.
+What is compiled runs in processes of its own, without the tests' checks of shapes: these would be compiled.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class SignalEncoder(Encoder):
     def example(self) -> Input:
         """A few steps of all channels."""
         blank = super().example()
-        return replace(blank, data=blank.data.expand(-1, -1, self.convolution.in_channels))
+        data = blank.data.expand(-1, -1, self.convolution.in_channels)
+        return replace(blank, data=data.to(self.convolution.weight.dtype))
 
 
 def sinusoids(steps: int, dim: int) -> Float[Tensor, "steps dim"]:
