@@ -32,8 +32,11 @@ from mmlab.parallel.tuning import Trial
 
 _STEPS = 3
 """The first makes the states of the optimizer, the second is the first beside them, the last is timed."""
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "create a primitive")
-"""What torch and the libraries below it say on a CPU."""
+_NO_MEMORY = (
+    "out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed",
+    "create a primitive", "start new thread",
+)  # fmt: skip
+"""What torch and the libraries below it say."""
 
 
 class Unbuilt(Parts):
@@ -142,7 +145,9 @@ def try_on_gpu(parts: Unbuilt, batch: Batch, samples: int, *, limit: int) -> Tri
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     try:
         return train(parts, batch, samples)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:  # torch's own for a lack of memory, or that of a library below it
+        if not _is_short(error):
+            raise
         return None
     finally:
         parts.model.zero_grad(set_to_none=True)
@@ -164,8 +169,9 @@ def try_apart(words: Sequence[str], batch: Batch, samples: int, *, limit: int) -
     theirs.close()
     try:
         answer = ours.recv()
-    except EOFError:  # it died, as programs do for which an allocation fails at the wrong place
-        answer = None
+    except EOFError:  # killed by a signal, as where an allocation fails at the wrong place
+        process.join()
+        answer = None if process.exitcode is not None and process.exitcode < 0 else "its error stands above"
     finally:
         process.join()
         ours.close()
@@ -184,15 +190,21 @@ def _serve(pipe: Connection, words: list[str], batch: Batch, samples: int, limit
         pipe.send(tuple(train(parts, batch, samples)))
     except MemoryError:
         pipe.send(None)
-    except RuntimeError as error:
-        short = any(sign in str(error).lower() for sign in _NO_MEMORY)
-        pipe.send(None if short else traceback.format_exc())
+    except (RuntimeError, OSError, ImportError) as error:
+        pipe.send(None if _is_short(error) else traceback.format_exc())
     except ValueError as error:
         pipe.send(str(error))
+
+
+def _is_short(error: Exception) -> bool:
+    """Whether memory was short."""
+    return any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def _untouched() -> int:
     """Bytes that this process has mapped as data but does not hold in memory."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    held = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmData", "VmRSS"))}
+    held = {
+        line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmData", "VmRSS"))
+    }
     return 1024 * max(0, held["VmData"] - held["VmRSS"])

@@ -140,7 +140,7 @@ def _cells(one: Compared, name: str) -> list[str]:
         spread += f" ({format_value(name, min(scores))} to {format_value(name, max(scores))})"
     return [
         one.method,
-        "" if trained is None or total is None else f"{trained:,.0f} ({100 * trained / total:.2g} %)",
+        "" if trained is None or total is None else f"{trained:,.0f} ({100 * trained / total:.3g} %)",
         "" if memory is None else f"{memory:.2f} GB",
         "" if seconds is None else f"{1000 * seconds:.0f} ms",
         "" if size is None else f"{size / 1e6:.1f} MB",

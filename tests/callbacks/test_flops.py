@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -145,3 +147,25 @@ def test_a_cpu_is_measured() -> None:
         "fp16",
         "fp64",
     ]
+
+
+def count_sharded() -> list[int]:
+    """Operations of one step on this rank: plain, by DDP, by FSDP2."""
+    mesh = init_device_mesh("cpu", (2,))
+    totals = []
+    for wrap in (
+        lambda model: model,
+        nn.parallel.DistributedDataParallel,
+        lambda model: fully_shard(model, mesh=mesh),
+    ):
+        model = wrap(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
+        model(torch.randn(4, 8, requires_grad=True)).sum().backward()
+        with FlopCounter() as counter:
+            model(torch.randn(4, 8, requires_grad=True)).sum().backward()
+        totals.append(counter.total)
+    return totals
+
+
+def test_spreading_a_model_does_not_change_its_operations(ranks: Any) -> None:
+    expected = 3 * 2 * 4 * 2 * 8 * 16
+    assert ranks(count_sharded) == [[expected] * 3] * 2
