@@ -17,7 +17,7 @@ class Call(NamedTuple):
 
     module: nn.Module
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    """Those without a name."""
     output: Any
 
 
@@ -50,12 +50,12 @@ def calls(network: nn.Module, modules: Iterable[nn.Module]) -> list[Call]:
     """Run a network and say which of some modules it called, in the order in which the calls ended."""
     found: list[Call] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        found.append(Call(module, args, kwargs, output))
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(Call(module, args, output))
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_hook(note, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(note).remove)
         run(network)
     return found
 

@@ -182,15 +182,15 @@ def try_apart(words: Sequence[str], batch: Batch, samples: int, *, limit: int) -
 
 def _serve(pipe: Connection, words: list[str], batch: Batch, samples: int, limit: int) -> None:
     """Answer what the steps took, None where they did not fit, or a text where they failed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit + _untouched(), hard))
     try:
         parts = build(Unbuilt, ["fit", *words])
         parts.instantiate()
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit + _untouched(), hard))
         pipe.send(tuple(train(parts, batch, samples)))
     except MemoryError:
         pipe.send(None)
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError) as error:
         pipe.send(None if _is_short(error) else traceback.format_exc())
     except ValueError as error:
         pipe.send(str(error))

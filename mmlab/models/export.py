@@ -47,6 +47,8 @@ def export_encoder(encoder: Encoder, folder: Path) -> bool:
     if not _same(again.backbone, encoder.backbone):
         shutil.rmtree(folder)
         return False
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
     return True
 
 

@@ -184,7 +184,9 @@ class FullySharded(ModelParallelStrategy):
         whole = tensor.full_tensor()
         return whole.cpu() if self.is_global_zero else None
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read weights and, in training, optimizer states into the shards; returns the rest.
 
         Raises:

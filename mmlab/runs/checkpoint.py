@@ -89,6 +89,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     state = {name: value.detach().cpu().contiguous().clone() for name, value in weights.state.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(state, temporary, metadata={"format": "pt", HEADER: json.dumps(rest)})
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)
 
 

@@ -146,8 +146,10 @@ def test_half_a_network_without_autocast(name: str, method: str) -> None:
     assert network(rows(name)).tokens.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize(("name", "method"), SOME)
+@pytest.mark.parametrize(
+    ("name", "method", "reentrant"),
+    [(*pair, False) for pair in SOME] + [("signal", method, True) for method in METHODS],
+)
 def test_blocks_can_be_recomputed(name: str, method: str, reentrant: bool) -> None:
     network, trained = make(name, method)
     wanted = network(rows(name)).tokens

@@ -156,7 +156,7 @@ def on_ranks(root: Path, name: str, at: int | None) -> list[Run]:
 
 @pytest.mark.parametrize(
     ("strategy", "at"),
-    [("ddp", None), ("ddp", 4), ("plain_ddp", 3), ("fsdp2", 3)],
+    [("ddp", None), ("ddp", 4), pytest.param("plain_ddp", 3, marks=pytest.mark.slow), ("fsdp2", 3)],
 )
 def test_two_ranks_train_what_one_does(ranks: Any, tmp_path: Path, strategy: str, at: int | None) -> None:
     alone = fit(make_task(Staged(3, every=2)), tmp_path, Unfreezing(), steps=STEPS)

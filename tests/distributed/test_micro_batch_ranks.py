@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,6 +20,7 @@ from mmlab.models.blocks import find_blocks
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.signal import SignalEncoder
 from mmlab.objectives.contrastive import InfoNCE
+from mmlab.parallel.compiling import compile_model
 from mmlab.parallel.micro_batch import Sizes, part_size, run_in_parts
 from mmlab.parallel.recompute import checkpoint_blocks
 
@@ -97,9 +100,11 @@ def train_with_ddp(size: Sizes, settings: dict[str, bool]) -> dict[str, Tensor]:
     return train(step, DistributedDataParallel(step, **settings), own_batch())
 
 
-def train_with_fsdp(size: Sizes, share: float, root: str) -> dict[str, Tensor]:
+def train_with_fsdp(size: Sizes, share: float, root: str, compiled: bool = False) -> dict[str, Tensor]:
     step = Step(size)
     checkpoint_blocks(step.model, share)
+    if compiled:
+        compile_model(step.model, backend="aot_eager")
     mesh = init_device_mesh("cpu", (collectives.world_size(),))
     for block in find_blocks(step.model):
         fully_shard(block.module, mesh=mesh)
@@ -141,6 +146,21 @@ def test_fsdp(ranks: Any, alone: dict[str, Tensor], share: float, root: str) -> 
     else:
         whole = ranks(train_with_fsdp, SAMPLES, 0.0, root)
         compare(found, whole[0])
+
+
+def compare_compiled(rank: int, meeting: str) -> None:
+    """A rank of its own, without the tests' checks of shapes, which would be compiled too."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    plain = train_with_fsdp(2, 0.5, "step")
+    compare([train_with_fsdp(2, 0.5, "step", compiled=True)], plain)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_fsdp_with_compiled_blocks(tmp_path: Path) -> None:
+    multiprocessing.spawn(compare_compiled, (f"file://{tmp_path}/meeting",), nprocs=2)
 
 
 def sizes_of_ranks() -> int:

