@@ -50,7 +50,8 @@ HOMES = {
     },
     "webdataset": {"data.shards"},
     "transformers": {
-        "models.pretrained", "models.export", "models.encoders.*", "models.multimodal_lm", "data.text", "assets.*",
+        "models.pretrained", "models.export", "models.encoders.*", "models.multimodal_lm", "data.text",
+        "assets.*",
     },
     "timm": {"models.*", "assets.*"},
     "peft": {"adaptation.*"},

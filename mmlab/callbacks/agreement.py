@@ -44,7 +44,7 @@ class Agreement(Callback):
             return
         self._told, self._steps, self._interval, self._mark = False, 0, 1, time.perf_counter()
         # Handlers are registered after this, and looked up here.
-        trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[method-assign]
+        trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[assignment, method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

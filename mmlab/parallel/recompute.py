@@ -85,7 +85,8 @@ class Recomputed:
             return checkpoint(
                 lambda *a, **k: forward(module, *a, **k), *arguments, use_reentrant=False, **keywords
             )
-        example = next(a for a in chain(arguments, keywords.values()) if isinstance(a, Tensor))
+        inputs = chain(arguments, keywords.values(), module.parameters())
+        example = next(tensor for tensor in inputs if isinstance(tensor, Tensor))
         return recompute_later(lambda: forward(module, *arguments, **keywords), module, example)
 
 

@@ -271,7 +271,7 @@ def write_folder(path: Path, checkpoint: Mapping[str, Any]) -> None:
     first, group = collectives.rank() == 0, collectives.cpu_group()
     if first:
         _remove(unfinished)
-    dist.barrier(group)
+    _wait(group)
     save(tensors, storage_writer=FileSystemWriter(unfinished), process_group=group)
     if first:
         torch.save(rest, unfinished / REST)
@@ -280,7 +280,13 @@ def write_folder(path: Path, checkpoint: Mapping[str, Any]) -> None:
             os.replace(path, former)
         os.replace(unfinished, path)
         _remove(former)
-    dist.barrier(group)
+    _wait(group)
+
+
+def _wait(group: dist.ProcessGroup | None) -> None:
+    """Let no rank go on before all are here."""
+    if group is not None:
+        dist.barrier(group)
 
 
 def _remove(path: Path) -> None:

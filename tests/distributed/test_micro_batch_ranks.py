@@ -159,6 +159,7 @@ def compare_compiled(rank: int, meeting: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a machine that others use, too
 def test_fsdp_with_compiled_blocks(tmp_path: Path) -> None:
     multiprocessing.spawn(compare_compiled, (f"file://{tmp_path}/meeting",), nprocs=2)
 

@@ -131,5 +131,5 @@ def test_it_measures_the_same_in_one_process_once_consolidated(
         alone = run(cache, tmp_path, Fit(task, stage="test", load=load))
         assert_equal(alone.weights, shards.weights)
         assert alone.results == pytest.approx(shards.results, abs=1e-6, nan_ok=True)
-    with pytest.raises(ValueError, match="trained beside other weights of image.encoder"):
+    with pytest.raises(ValueError, match=r"trained beside other weights of image.encoder"):
         run(cache, tmp_path, Fit(partial(task, seed=1), stage="test", load=file))

@@ -145,6 +145,7 @@ def alone(expression: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a machine that others use, too
 def test_no_graph_breaks_and_a_graph_for_each_mode() -> None:
     found = alone("{kind: t.count_graphs(kind) for kind in t.NETWORKS}")
     blocks, graphs = found.pop("convolutions")
@@ -161,6 +162,7 @@ def test_compiled_blocks_within_parts_and_recomputed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a machine that others use, too
 def test_inductor_gives_the_gradients_of_eager_mode() -> None:
     assert max(alone("[t.difference('inductor', share) for share in (0.0, 0.5, 1.0)]")) < 1e-5
 

@@ -1,4 +1,4 @@
-"""One safetensors file from checkpoints of any form, the best one of a run, and checkpoints made to do harm."""
+"""One safetensors file from checkpoints of any form, the best one of a run, and hostile checkpoints."""
 
 from __future__ import annotations
 
