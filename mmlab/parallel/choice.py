@@ -144,12 +144,12 @@ def _states_of(task: BaseTask) -> float:
 
 
 def device_memory(device: torch.device, ranks: int) -> int:
-    """Bytes that one rank may take: of a GPU what is free, of a CPU its share of the machine.
+    """Bytes that one rank may take: of a GPU all of it, of a CPU its share of the machine.
 
     Args:
         device: Where the rank computes.
         ranks: Of this machine.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
