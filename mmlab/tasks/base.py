@@ -207,6 +207,10 @@ class BaseTask(L.LightningModule, ABC):
         """
         found = set(checkpoint["state_dict"])
         self.check_checkpoint(found, checkpoint.get("adaptation", {}).get("bases", {}))
+        kept = {f"model.{name}" for name in self.adaptation.kept(self.model)}
+        if any(name.startswith("model.") and name not in kept for name in found):
+            # It brings frozen weights of its own, which no digest of what the config builds stands for.
+            self.adaptation.checkpoint = "full"
         self.adaptation.open(self.model, checkpoint.get("adaptation", {}).get("stage", 0))
 
     def check_checkpoint(self, names: set[str], bases: Mapping[str, str]) -> None:
