@@ -121,7 +121,7 @@ def test_a_checkpoint_replaces_another_only_when_it_is_complete(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored.torch, "save", full_disk)
+        patch.setattr(stored, "save", full_disk)
         with pytest.raises(OSError, match="no space left"):
             write(path, "folder", step=2)
     assert open_checkpoint(path).rest["global_step"] == 1
