@@ -42,7 +42,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "three replicas": partial(FullySharded, replicas=3),
     "fsdp2 one file": partial(FullySharded, save_distributed_checkpoint=False),
 }
-SGD = Optimization(partial(torch.optim.SGD, lr=0.05, momentum=0.5))
+SGD = Optimization(partial(torch.optim.SGD, lr=0.02, momentum=0.5))
 PLAIN = Execution()
 ADAMW = Optimization(partial(torch.optim.AdamW, lr=1e-3))
 
@@ -101,6 +101,8 @@ class Record(NamedTuple):
     """Of all gradients, before clipping, by step."""
     static_graph: bool
     """Whether DDP takes the graph as the same in each step."""
+    batches: list[Batch]
+    """What it was trained on; kept in one process only."""
 
 
 class Recorder(Callback):
@@ -111,6 +113,7 @@ class Recorder(Callback):
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.static_graph = False
+        self.batches: list[Batch] = []
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
@@ -123,6 +126,8 @@ class Recorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.losses.append(float(outputs["loss"]))
+        if trainer.world_size == 1:
+            self.batches.append(batch)
         if self.fit.save is not None and trainer.global_step == self.fit.save_at:
             trainer.save_checkpoint(self.fit.save)
 
@@ -131,7 +136,7 @@ def make_data(batch_size: int) -> ShardData:
     """Samples that lack pictures and movements here and there."""
     return ShardData(
         batch_size=batch_size,
-        source=Generated(train=240, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
+        source=Generated(train=256, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
         image=ImageReader(32, crop_scale=(0.5, 1.0), flip=0.5),
         signal=SignalReader(channels=3),
         loading=Loading(group_by="json.caption", eval_batch_size=8),
@@ -165,10 +170,10 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
         else:
             trainer.fit(task, data, ckpt_path=fit.load, weights_only=True)
         sharded = sum(isinstance(p, DTensor) for p in task.parameters() if p.requires_grad)
-        results = task.results if fit.steps > 0 else {}
         return Record(
-            recorder.losses, whole_weights(task), results, sharded, recorder.norms, recorder.static_graph
-        )
+            recorder.losses, whole_weights(task), task.results, sharded, recorder.norms,
+            recorder.static_graph, recorder.batches,
+        )  # fmt: skip
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -17,6 +17,7 @@ import torch
 from sharded_runs import ADAMW, Fit, Record, retrieval, run
 from torch import Tensor
 
+from mmlab.batch import Batch
 from mmlab.parallel.execution import Execution
 from mmlab.tasks.base import BaseTask
 
@@ -91,6 +92,43 @@ def test_the_way_of_running_does_not_matter(
     first, second = ranks(run, cache, cache, WAYS[way]._replace(task=TASKS[name].make))
     assert (first.sharded > 10) == (WAYS[way].strategy != "ddp")
     check(first, second, alone(name), TASKS[name].tolerance)
+
+
+def bare_loop(batches: list[Batch], accumulate: int) -> dict[str, Tensor]:
+    """The weights after training on some batches, as one would write it down without any framework."""
+    task = retrieval()
+    task.train()
+    steps = len(batches) // accumulate
+    optimizer = task.optimization.build_optimizer(task.named_parameters())
+    schedule = task.optimization.build_schedule(optimizer, steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        for batch in batches[step * accumulate :][:accumulate]:
+            (task.losses(batch)["image_signal"].value / accumulate).backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return task.state_dict()
+
+
+def test_one_process_is_a_bare_loop(alone: Callable[[str], Record]) -> None:
+    record = alone("retrieval")
+    for name, value in bare_loop(record.batches, 1).items():
+        close(record.weights[name], value, 1e-6, name)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_accumulated_gradients_are_the_mean_over_batches(ranks: Any, cache: Path, strategy: str) -> None:
+    """The loss of accumulated batches is the mean of their losses: each compares its own samples only.
+
+    So accumulation is not the same as a larger batch, which parts of a batch are (`micro_batch`).
+    """
+    fit = Fit(steps=25, accumulate=2)
+    alone = run(cache, cache, fit)
+    first, second = ranks(run, cache, cache, fit._replace(strategy=strategy))
+    check(first, second, alone, 2e-5)
+    for name, value in bare_loop(alone.batches, 2).items():
+        close(alone.weights[name], value, 1e-6, name)
 
 
 def test_the_runs_go_somewhere(alone: Callable[[str], Record]) -> None:
