@@ -71,7 +71,7 @@ class Adapters(EncoderMethod):
                 f"adapters: {type(network).__name__} has no attention, feed-forward or block to put them "
                 "behind: use lora, or adapt the whole encoder if this is a part of one"
             )
-        leave_fast_path(network)
+        leave_fast_path(network, Graft)
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """What was added."""

@@ -38,20 +38,20 @@ def graft(module: nn.Module, kind: type[Graft], **members: object) -> None:
     module.__class__ = _joined(*classes)
 
 
-def leave_fast_path(network: nn.Module) -> None:
-    """Let torch's own transformer layers call the modules inside them.
+def leave_fast_path(network: nn.Module, kind: type) -> None:
+    """Let torch's own transformer layers call the modules inside them, where one is of a kind.
 
-    In evaluation their fast path hands the weights to one fused operation, past what was grafted on them.
+    In evaluation their fast path hands the weights to one fused operation, past what stands around them.
     """
     for module in network.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and _holds_graft(module):
+        if isinstance(module, nn.TransformerEncoderLayer) and _holds(module, kind):
             module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and _holds_graft(module):
+        if isinstance(module, nn.TransformerEncoder) and _holds(module, kind):
             module.use_nested_tensor = False
 
 
-def _holds_graft(module: nn.Module) -> bool:
-    return any(isinstance(inner, Graft) for inner in module.modules())
+def _holds(module: nn.Module, kind: type) -> bool:
+    return any(isinstance(inner, kind) for inner in module.modules())
 
 
 @cache

@@ -9,6 +9,7 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from mmlab.adaptation.graft import leave_fast_path
 from mmlab.adaptation.method import EncoderMethod
 
 ADAPTER = "default"
@@ -43,7 +44,7 @@ class InjectedMethod(EncoderMethod):
         config.feedforward_modules = "|".join(re.escape(path) for path in feedforward)
         inject_adapter_in_model(config, network, ADAPTER)
         del network.peft_config
-        _leave_fast_path(network)
+        leave_fast_path(network, BaseTunerLayer)
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """What the wrappers hold."""
@@ -97,15 +98,3 @@ def _layer(name: str, tensors: frozenset[str]) -> str:
     """Path of the layer that a trained tensor belongs to."""
     parts = name.split(".")
     return ".".join(parts[: next(i for i, part in enumerate(parts) if part in tensors)])
-
-
-def _leave_fast_path(network: nn.Module) -> None:
-    """Let torch's transformer layers call their linear layers.
-
-    In evaluation their fast path hands `linear1.weight` to one fused operation, past what stands around it.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and wrapped(module):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and wrapped(module):
-            module.use_nested_tensor = False

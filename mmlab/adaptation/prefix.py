@@ -73,7 +73,7 @@ class Prefix(EncoderMethod):
             value = heads.like.new_zeros(heads.number, self.length, heads.value_dim)
             kind = PrefixedMultihead if isinstance(module, nn.MultiheadAttention) else Prefixed
             graft(module, kind, prefix_key=nn.Parameter(key), prefix_value=nn.Parameter(value))
-        leave_fast_path(network)
+        leave_fast_path(network, Graft)
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """The prefixes."""

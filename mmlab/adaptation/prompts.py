@@ -57,7 +57,7 @@ class Prompts(EncoderMethod):
             self._prompt_model(embedding[0])
         else:
             self._prompt_blocks(network)
-        leave_fast_path(network)
+        leave_fast_path(network, Graft)
 
     def trains(self, name: str, parameter: nn.Parameter) -> bool:
         """The prompts."""

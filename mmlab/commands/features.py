@@ -90,7 +90,7 @@ def find_work(
         ValueError: There is no such encoder or split.
     """
     read = {reader.modality for reader in data.readers}
-    fixed = fixed_encoders(task.model)
+    fixed = fixed_encoders(task.model, task.adaptation.trainable)
     encoders = {m: encoder for m, encoder in fixed.items() if encoder is not None and m in read}
     if not encoders:
         raise ValueError(

@@ -18,9 +18,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
+from mmlab.callbacks.agreement import Agreement
 from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
@@ -115,7 +117,8 @@ class CommandLine(LightningCLI):
         """A trainer that measures its speed, and whose progress can be read in a log file too."""
         config = self.config_init[self.subcommand]
         self.model.execution = config.execution
-        callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
+        given = config.trainer.callbacks or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks()]
         trainer = super().instantiate_trainer(callbacks=[*callbacks], **kwargs)
         if config.trainer.strategy == "auto" and trainer.world_size > 1:
             strategy: Strategy = DistributedDataParallel()
@@ -135,7 +138,7 @@ class CommandLine(LightningCLI):
     def _callbacks(self) -> list[Callback]:
         """What every run has; those that have nothing to do cost nothing."""
         record = RunRecord(self.directory, self.config_text)
-        found: list[Callback] = [record, Throughput(self.directory), Unfreezing()]
+        found: list[Callback] = [record, Throughput(self.directory), Unfreezing(), Agreement()]
         if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
             found.append(ProgressLines())
         return found
@@ -185,7 +188,7 @@ class CommandLine(LightningCLI):
         features = self.datamodule.features
         if features is None:
             return
-        encoders = fixed_encoders(self.model.model)
+        encoders = fixed_encoders(self.model.model, self.model.adaptation.trainable)
         features.check_encoders(
             {m: None if encoder is None else fingerprint(encoder) for m, encoder in encoders.items()}
         )
@@ -206,9 +209,13 @@ class CommandLine(LightningCLI):
         """Train."""
         try:
             self.trainer.fit(**(kwargs | {"weights_only": True}))
-        except SystemExit:
+        except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
+            if isinstance(stop, SIGTERMException):
+                self._show(f"stopped by SIGTERM: {self._how_to_go_on()}")
+                # A rank that another process started is not the run: only the first gives its status.
+                raise SystemExit(TERMINATED if self.trainer.is_global_zero else 0) from None
             raise KeyboardInterrupt(self._how_to_go_on()) from None
 
     def _how_to_go_on(self) -> str:

@@ -14,7 +14,7 @@ from mmlab.models.encoders.audio import WhisperEncoder
 from mmlab.models.encoders.encoder import Encoder
 from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.encoders.text import TextEncoder
-from mmlab.models.pretrained import _load, _quiet
+from mmlab.models.pretrained import load_model, quiet
 
 
 def export_encoder(encoder: Encoder, folder: Path) -> bool:
@@ -38,7 +38,7 @@ def export_encoder(encoder: Encoder, folder: Path) -> bool:
             timm.models.save_for_hf(encoder.backbone, str(folder), safe_serialization=True)
         else:
             whole = _whole(encoder.backbone, encoder.name)
-            with _quiet():
+            with quiet():
                 whole.save_pretrained(folder)
         again = type(encoder)(str(folder))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def _whole(backbone: PreTrainedModel, name: str) -> PreTrainedModel:
     """The model that a folder of this architecture holds."""
     if AutoModel._model_mapping[type(backbone.config)] is type(backbone):
         return backbone
-    whole = _load(name, pretrained=True)
+    whole = load_model(name, pretrained=True)
     whole.encoder = backbone
     whole.config.encoder_layers = len(backbone.layers) if hasattr(backbone, "layers") else None
     return whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 
 import torch
@@ -17,28 +18,28 @@ _PLAIN = (bool, int, float, str, tuple, list, torch.dtype, type(None))
 _IGNORED = {"training", "name", "name_or_path", "gradient_checkpointing"}
 
 
-def fixed_encoders(model: nn.Module) -> dict[Modality, Encoder | None]:
+def fixed_encoders(model: nn.Module, trainable: Callable[[str], bool]) -> dict[Modality, Encoder | None]:
     """The encoders that give the same tokens for ever, by what they read.
 
     Args:
         model: To which the adaptation has been applied.
+        trainable: Whether a parameter is trained, now or later; see :meth:`Policy.trainable`.
 
     Returns:
         None for a modality whose encoder is trained, or that two encoders read: a batch brings one input for
         both.
     """
     found: dict[Modality, list[Encoder]] = {}
-    for module in model.modules():
+    fixed: set[Encoder] = set()
+    for path, module in model.named_modules():
         if isinstance(module, Encoder):
             found.setdefault(module.modality, []).append(module)
+            if not any(trainable(f"{path}.{name}") for name, _ in module.named_parameters()):
+                fixed.add(module)
     return {
-        modality: several[0] if len(several) == 1 and _is_fixed(several[0]) else None
+        modality: several[0] if len(several) == 1 and several[0] in fixed else None
         for modality, several in found.items()
     }
-
-
-def _is_fixed(encoder: Encoder) -> bool:
-    return not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -35,7 +35,7 @@ def load_vision(
     source = _vision_source(name)
     options = {"drop_path_rate": drop_path, "img_size": image_size}
     options = {key: value for key, value in options.items() if value is not None}
-    with _quiet():
+    with quiet():
         try:
             model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **options)
         except (OSError, RuntimeError) as error:
@@ -62,7 +62,7 @@ def load_text(name: str, *, pretrained: bool) -> PreTrainedModel:
     Raises:
         ValueError: No such model, or its weights do not fill it.
     """
-    model = _load(name, pretrained=pretrained)
+    model = load_model(name, pretrained=pretrained)
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
@@ -82,16 +82,16 @@ def load_whisper_encoder(name: str, *, pretrained: bool) -> PreTrainedModel:
     Raises:
         ValueError: No such model, not a Whisper model, or its weights do not fill it.
     """
-    model = _load(name, pretrained=pretrained)
+    model = load_model(name, pretrained=pretrained)
     if model.config.model_type != "whisper":
         raise ValueError(f"{name!r} is of type {model.config.model_type}: name a Whisper model")
     return model.get_encoder().train()
 
 
-def _load(name: str, *, pretrained: bool) -> PreTrainedModel:
+def load_model(name: str, *, pretrained: bool) -> PreTrainedModel:
     """Load a transformers model; attention is sdpa wherever the architecture has it."""
     source = str(_folder(name) or name)
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(source)
             if not pretrained:
@@ -144,7 +144,7 @@ def _remedy() -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep progress bars, reports and retries of the hub off the screen; what matters is raised instead."""
     hub = logging.getLogger("huggingface_hub")
     verbosity, bars, level = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(), hub.level

@@ -21,6 +21,8 @@ from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.sharding import shard
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 class BaseTask(L.LightningModule, ABC):
     """A model under training: a leaf says what is minimised and what is measured, the rest is here.
@@ -55,12 +57,18 @@ class BaseTask(L.LightningModule, ABC):
         """Bring the model into the form in which it runs; Lightning calls this again for every stage.
 
         Raises:
-            ValueError: Pretrained weights are held in a precision that the trainer does not compute in.
+            ValueError: A precision of the trainer in which nothing trains well, or one that does not go with
+                that of the frozen weights.
         """
         if self._prepared or self._trainer is None:  # without a trainer a checkpoint is only looked at
             return
         self._prepared = True
         precision = self.trainer.precision
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision={precision}: weights that are trained are held in float32: set one of "
+                f"{', '.join(PRECISIONS)}; adaptation.frozen_dtype makes those smaller that are not"
+            )
         low = self.adaptation.frozen_dtype not in (None, "float32")
         if low and not precision.endswith("-mixed"):
             raise ValueError(
@@ -69,7 +77,7 @@ class BaseTask(L.LightningModule, ABC):
             )
         self.execution.prepare(self.model)
         if self.device_mesh is not None:
-            shard(self, self.device_mesh, dtype=torch.bfloat16 if precision == "bf16-true" else None)
+            shard(self, self.device_mesh, dtype=torch.bfloat16 if precision == "bf16-mixed" else None)
 
     def forward(self, batch: Batch) -> Any:
         """What the model makes of a batch, run as `execution` says."""
@@ -99,7 +107,11 @@ class BaseTask(L.LightningModule, ABC):
         """Seed dropout by the step, so that a resumed run draws what it would have drawn."""
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        torch.manual_seed((seed * 1_000_003 + step) * 65_537 + self.global_rank)
+        seed = ((seed * 1_000_003 + step) * 65_537 + self.global_rank) % 2**63
+        # torch.manual_seed would ask after every kind of device, at every step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses of a batch."""
@@ -108,21 +120,24 @@ class BaseTask(L.LightningModule, ABC):
         }
         penalties = self.adaptation.penalties(self.model)
         total = torch.stack([*(loss.value for loss in losses.values()), *penalties]).sum()
-        # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        if len(losses) > 1:
-            parts = {f"train/loss/{name}": loss.value for name, loss in losses.items()}
-            self.log_dict(parts, batch_size=len(batch), sync_dist=True)
-        if batch.sources:
-            self._log_sources(losses, batch, batch_idx)
+        if self._is_logged(batch_idx):
+            # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
+            self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
+            if len(losses) > 1:
+                parts = {f"train/loss/{name}": loss.value for name, loss in losses.items()}
+                self.log_dict(parts, batch_size=len(batch), sync_dist=True)
+            if batch.sources and self.loggers:
+                self._log_sources(losses, batch)
         return total
 
-    def _log_sources(self, losses: Mapping[str, Loss], batch: Batch, batch_idx: int) -> None:
-        """Log `train/loss@source` where Lightning logs this step; other steps cost nothing."""
+    def _is_logged(self, batch_idx: int) -> bool:
+        """Whether Lightning logs this step; at others ranks need not wait to learn each other's loss."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         ends_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if every == 0 or (self.global_step + 1) % every != 0 or not ends_step or not self.loggers:
-            return
+        return ends_step and every > 0 and (self.global_step + 1) % every == 0
+
+    def _log_sources(self, losses: Mapping[str, Loss], batch: Batch) -> None:
+        """Log `train/loss@source`."""
         values = {f"train/{name}": value for name, value in losses_by_source(losses, batch).items()}
         # Not self.log: it would repeat the last value of a source at steps that have none of its samples.
         for logger in self.loggers:

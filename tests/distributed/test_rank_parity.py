@@ -106,7 +106,7 @@ def fit(cache: Path, setting: str, root: Path, devices: int) -> Record:
             accelerator="cpu", devices=devices, strategy=strategy, max_steps=STEPS, logger=False,
             check_val_every_n_epoch=None, val_check_interval=STEPS, enable_checkpointing=False,
             num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=root, callbacks=[recorder],
+            default_root_dir=root, callbacks=[recorder], log_every_n_steps=1,
         )  # fmt: skip
         task = make_task(setting)
         trainer.fit(task, data)

@@ -159,6 +159,7 @@ class Runner:
         run = Run(self.folder / name, ranks)
         words = ["fit", "--config", str(self.config), "--data.loading.num_workers", str(workers)]
         words += ["--checkpoint.dirpath", str(run.folder), "--trainer.callbacks", "step_log.StepLog"]
+        words += ["--trainer.log_every_n_steps", "1"]
         words += ["--trainer.callbacks.init_args.folder", str(run.folder)]
         words += ["--trainer.devices", str(ranks)]
         words += ["--trainer.strategy", "ddp"] if ranks > 1 else []

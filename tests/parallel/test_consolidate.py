@@ -117,7 +117,7 @@ def test_a_checkpoint_replaces_another_only_when_it_is_complete(
 ) -> None:
     path = write(tmp_path / "last.ckpt", "folder", step=1)
 
-    def full_disk(*_: Any) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:

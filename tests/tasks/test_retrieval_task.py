@@ -113,6 +113,7 @@ def make_trainer(root: Path, **settings: Any) -> L.Trainer:
     defaults: dict[str, Any] = {
         "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "max_epochs": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": root,
+        "log_every_n_steps": 1,
     }  # fmt: skip
     return L.Trainer(**(defaults | settings))
 
@@ -234,7 +235,7 @@ class TestModes:
         trainer.fit(task, make_loader(), make_loader())
         assert len(seen) == 2
         for modes in seen:
-            assert modes["model.signal.encoder.transformer.layers.0.dropout"]
+            assert modes["model.signal.encoder.layers.0.dropout"]
             assert modes["model.text.projection.1"]
             assert not modes["model.text.encoder.dropout"]
 
