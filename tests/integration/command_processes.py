@@ -1,4 +1,13 @@
-"""The programs that run commands for the tests: one that forks, one that only imports what is light."""
+"""Running commands in tests: a shell, a program that forks, one that imports only what is light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 # Forks a process for each command from one that has imported all that trains: importing takes seconds.
 PRELOADED = """
@@ -31,3 +40,63 @@ for words in json.loads(sys.argv[1]):
 heavy = sorted({"torch", "lightning", "transformers", "timm", "wandb", "torchvision"} & set(sys.modules))
 print(json.dumps([answers, heavy]))
 """
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> list[str]:
+        """What is said of an error: the lines from `mmlab:` on."""
+        return self.err[max(0, self.err.find("mmlab: ")) :].strip().splitlines()
+
+
+class Shell:
+    """Runs `mmlab` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        dropped = ("MMLAB_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+        self.environment = {name: value for name, value in os.environ.items() if name not in dropped}
+        self.environment |= {
+            "MMLAB_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline",
+            "COLUMNS": "160", "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        self._preloaded: subprocess.Popen[str] | None = None
+        self._count = 0
+
+    def python(self, *words: str) -> Answer:
+        """A fresh Python."""
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            timeout=240, check=False,
+        )  # fmt: skip
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def __call__(self, *words: str) -> Answer:
+        """A command, in a process forked from one that has imported everything."""
+        if self._preloaded is None:
+            self._preloaded = subprocess.Popen(
+                [sys.executable, "-c", PRELOADED], cwd=self.folder, env=self.environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        self._count += 1
+        files = [self.folder / f"{self._count}.{name}" for name in ("out", "err")]
+        assert self._preloaded.stdin is not None
+        assert self._preloaded.stdout is not None
+        self._preloaded.stdin.write(json.dumps([words, *map(str, files)]) + "\n")
+        self._preloaded.stdin.flush()
+        status = int(self._preloaded.stdout.readline())
+        return Answer(status, *(file.read_text() for file in files))
+
+    def runs(self) -> set[Path]:
+        return set(self.folder.glob("runs/*/*"))
+
+    def close(self) -> None:
+        if self._preloaded is not None:
+            assert self._preloaded.stdin is not None
+            self._preloaded.stdin.close()
+            self._preloaded.wait(20)
+            self._preloaded.stdout.close()  # type: ignore[union-attr]

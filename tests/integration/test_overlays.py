@@ -1,0 +1,47 @@
+"""Every overlay of experiments/_base trains, on the real command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_processes import Shell
+
+ROOT = Path(__file__).parents[2] / "experiments"
+OVERLAYS = sorted((ROOT / "_base").glob("*.yaml"))
+SHORT = (
+    "--config", str(ROOT / "retrieval" / "smoke.yaml"), "--data.source.init_args.train", "64",
+    "--data.source.init_args.val", "60", "--data.source.init_args.test", "60", "--data.batch_size", "16",
+    "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.logger", "false",
+    "--test_untrained", "false",
+)  # fmt: skip
+MORE = {"ddp": "2", "fsdp2": "2", "hsdp": "2"}
+"""Devices."""
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("shell"))
+    yield shell
+    shell.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_an_overlay_trains_and_is_tested(shell: Shell, path: Path) -> None:
+    before = shell.runs()
+    words = (*SHORT, "--config", str(path), "--trainer.devices", MORE.get(path.stem, "1"))
+    if path.stem == "fp16":
+        answer = shell("fit", *words)
+        assert answer.status == 2
+        assert "16-mixed" in " ".join(answer.complaint)
+        return
+    # A process of its own where Lightning starts others with its words.
+    answer = shell.python("-m", "mmlab", "fit", *words) if path.stem in MORE else shell("fit", *words)
+    assert answer.status == 0, answer.err
+    assert "Traceback" not in answer.err
+    assert "Warning" not in answer.err
+    (run,) = shell.runs() - before
+    assert (run / "metrics.json").is_file()
+    assert (run / "checkpoints" / "last.ckpt").exists()
