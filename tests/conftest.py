@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+# Where pytest itself runs two processes, each has one thread.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"),
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(THREADS)),
 )  # fmt: skip
 
 from jaxtyping import install_import_hook
@@ -24,7 +26,7 @@ from typing import Any
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 RANKS = 2
 
 

@@ -288,6 +288,7 @@ class Parts(CommandLine):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that knows the device."""
+        self.model.execution = self.config_init[self.subcommand].execution
         return LightningCLI.instantiate_trainer(self, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -64,7 +64,6 @@ class Unbuilt(Parts):
     def instantiate(self) -> None:
         """Build task, data and trainer."""
         super().instantiate_classes()
-        self.model.execution = self.config_init[self.subcommand].execution
 
 
 def _devices(trainer: Namespace) -> int:

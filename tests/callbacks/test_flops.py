@@ -166,6 +166,7 @@ def count_sharded() -> list[int]:
     return totals
 
 
+@pytest.mark.slow
 def test_spreading_a_model_does_not_change_its_operations(ranks: Any) -> None:
     expected = 3 * 2 * 4 * 2 * 8 * 16
     assert ranks(count_sharded) == [[expected] * 3] * 2

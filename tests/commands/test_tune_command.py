@@ -22,7 +22,6 @@ from mmlab.commands.worst_batches import worst_batches
 from mmlab.data.shards import write_shards
 from mmlab.parallel.tuning import Trial
 
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 GB = 10**9
 CONFIG = """
 name: tiny

@@ -74,6 +74,7 @@ def program(folder: Path, *words: str) -> Any:
     return result
 
 
+@pytest.mark.slow
 def test_thousands_of_random_mutations(tmp_path: Path) -> None:
     outcomes = program(tmp_path, "fuzz", "0", "2000")
     # The mutations reach every part: else this would be a test of the first header.

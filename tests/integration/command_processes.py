@@ -12,7 +12,7 @@ from typing import NamedTuple
 # Forks a process for each command from one that has imported all that trains: importing takes seconds.
 PRELOADED = """
 import json, os, sys
-import mmlab.commands.train
+import mmlab.commands.train, mmlab.models.encoders.image, mmlab.models.encoders.text, mmlab.tasks.retrieval
 from mmlab.cli import main
 for line in sys.stdin:
     words, out, err = json.loads(line)

@@ -296,13 +296,6 @@ class TestConfigs:
         assert printed["name"] == written["name"]
         assert printed["model"]["class_path"] == written["model"]["class_path"]
 
-    @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-    def test_every_overlay_fits_over_an_experiment(self, shell: Shell, path: Path) -> None:
-        plain = shell("fit", "--config", str(SMOKE), "--print_config")
-        answer = shell("fit", "--config", str(SMOKE), "--config", str(path), "--print_config")
-        assert answer.status == 0, answer.err
-        assert path.stem == "full" or answer.out != plain.out, "it changes nothing"
-
     def test_later_files_overlay_earlier_ones(self, shell: Shell, tmp_path: Path) -> None:
         (tmp_path / "overlay.yaml").write_text("data: {batch_size: 8}\ntrainer: {max_epochs: 7}\n")
         answer = shell(

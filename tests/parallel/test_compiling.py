@@ -153,10 +153,12 @@ def test_no_graph_breaks_and_a_graph_for_each_mode() -> None:
     assert {kind: graphs for kind, (_, graphs) in found.items()} == dict.fromkeys(found, 2)
 
 
+@pytest.mark.slow
 def test_image_encoders_are_compiled_for_their_batch_first() -> None:
     assert alone("t.count_graphs_of_pictures()") == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_within_parts_and_recomputed() -> None:
     assert alone("t.difference('aot_eager', 0.5)") < 1e-6
 
