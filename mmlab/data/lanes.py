@@ -40,8 +40,15 @@ class Lanes:
         """Lanes in all: P x G."""
         return self.ranks * self.groups
 
-    def check(self, ranks: int, workers: int) -> None:
-        """Raise ValueError, with the nearest valid values, where ranks or workers do not divide the lanes."""
+    def check(self, ranks: int, workers: int, *, batch_size: int) -> None:
+        """Raise ValueError, with the nearest valid values, where ranks or workers do not fit.
+
+        Args:
+            ranks: They divide the batch size and the lanes.
+            workers: Of each rank; they divide the lane groups.
+            batch_size: Global batch size; of several, the smallest.
+        """
+        check_shares(batch_size, ranks, f"batch size {batch_size}")
         check_divides(ranks, "ranks", self.ranks, "lanes.ranks")
         check_divides(max(1, workers), "workers (num_workers)", self.groups, "lanes.groups")
 
@@ -71,6 +78,18 @@ class Lanes:
 
 def _divisors(number: int, bound: int) -> list[int]:
     return [d for d in range(1, min(number, bound) + 1) if number % d == 0]
+
+
+def check_shares(batch_size: int, ranks: int, what: str) -> None:
+    """Say which nearby batch sizes can be shared among ranks where one cannot."""
+    if batch_size % ranks == 0:
+        return
+    below = batch_size // ranks * ranks
+    near = [str(size) for size in (below, below + ranks) if size > 0]
+    raise ValueError(
+        f"{what}: must be divisible by the {ranks} ranks; the nearest valid "
+        f"{'value is' if len(near) == 1 else 'values are'} {' and '.join(near)}"
+    )
 
 
 def check_divides(value: int, what: str, number: int, of: str) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from mmlab.data.lanes import WINDOW, LaneDraws, Lanes, Unit, check_divides
+from mmlab.data.lanes import WINDOW, LaneDraws, Lanes, Unit, check_divides, check_shares
 
 
 class Places(NamedTuple):
@@ -119,7 +119,7 @@ class TrainingOrder(Order):
 
     def check(self, ranks: int, workers: int) -> None:
         """Raise ValueError, with the nearest valid values, where ranks or workers do not divide the lanes."""
-        self.lanes.check(ranks, workers)
+        self.lanes.check(ranks, workers, batch_size=self.batch_size)
 
     def places(self, step: int, *, rank: int = 0, ranks: int = 1) -> Places:
         """One rank's share of global batch `step`; see :meth:`Order.places`."""
@@ -154,13 +154,7 @@ class EvaluationOrder(Order):
 
     def check(self, ranks: int, workers: int) -> None:
         """Raise ValueError, with the nearest valid values, where ranks do not divide the batch size."""
-        if self.batch_size % ranks != 0:
-            below = self.batch_size // ranks * ranks
-            near = " and ".join(str(b) for b in (below, below + ranks) if b > 0)
-            raise ValueError(
-                f"batch size {self.batch_size} of evaluation: must be divisible by the {ranks} ranks; the "
-                f"nearest valid values are {near}"
-            )
+        check_shares(self.batch_size, ranks, f"batch size {self.batch_size} of evaluation")
 
     def places(self, step: int, *, rank: int = 0, ranks: int = 1) -> Places:
         """One rank's slice of global batch `step`; shard and sample are -1 at padding."""

@@ -39,6 +39,8 @@ class Loading:
     """Of the order of samples and of augmentation."""
     group_by: str = "caption"
     """What makes two samples positives of each other: `caption`, `key`, or a field such as `json.group`."""
+    references: tuple[str, ...] = ()
+    """Fields that hold what an answer is compared with in evaluation (`json.answers`)."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
     batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""

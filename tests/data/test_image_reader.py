@@ -342,7 +342,7 @@ def test_members_in_order_of_preference() -> None:
 def test_rows_stack() -> None:
     reader = pickle.loads(pickle.dumps(ImageReader(16)))
     (image,) = reader.read({"png": encoded(scene(20, 20))}, None)
-    data, length = reader.stack([image, reader.blank(), image])
+    data, length = reader.stack([image, reader.blank(), image])[:2]
     assert data.shape == (3, 3, 16, 16)
     assert data.dtype == torch.uint8
     assert length is None

@@ -196,11 +196,13 @@ def test_chosen_lanes_suit_usual_machines() -> None:
     [
         (3, 0, r"^3 ranks: must divide lanes.ranks = 8; the nearest valid values are 2 and 4$"),
         (16, 0, r"^16 ranks: must divide lanes.ranks = 8; the nearest valid value is 8$"),
+        (5, 0, r"^batch size 48: must be divisible by the 5 ranks; the nearest valid values are 45 and 50$"),
+        (96, 0, r"^batch size 48: must be divisible by the 96 ranks; the nearest valid value is 96$"),
         (2, 3, r"^3 workers \(num_workers\): must divide lanes.groups = 4; .* are 2 and 4$"),
     ],
 )
 def test_check_names_the_nearest_valid_values(ranks: int, workers: int, said: str) -> None:
-    order = TrainingOrder([1000], batch_size=8, seed=0, lanes=Lanes(8, 4))
+    order = TrainingOrder([1000], batch_size=48, seed=0, lanes=Lanes(8, 4))
     with pytest.raises(ValueError, match=said):
         order.check(ranks, workers)
 

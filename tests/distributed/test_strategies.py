@@ -201,7 +201,10 @@ def test_what_cannot_be_sharded_is_said(ranks: Any) -> None:
             Fit(strategy="three replicas"),
             r"ValueError: replicas=3 on 2 ranks: .* set a number that divides 2\n",
         ),
-        (Fit(strategy="fsdp2", batch=1), r"ValueError: 2 ranks: must divide lanes.ranks = 1; the nearest"),
+        (
+            Fit(strategy="fsdp2", batch=1),
+            r"ValueError: batch size 1: must be divisible by the 2 ranks; the nearest valid value is 2",
+        ),
     ],
     ids=["replicas", "batch"],
 )
