@@ -7,8 +7,21 @@ from importlib import import_module
 from mmlab.data.source import Source
 
 SOURCES = {
+    "coco": "mmlab.sources.coco.Coco",
+    "conversations": "mmlab.sources.conversations.Conversations",
+    "daquar": "mmlab.sources.daquar.Daquar",
+    "easy_vqa": "mmlab.sources.easy_vqa.EasyVqa",
+    "esc10": "mmlab.sources.esc10.Esc10",
+    "flickr30k": "mmlab.sources.flickr.Flickr30k",
+    "flickr8k": "mmlab.sources.flickr.Flickr8k",
     "generated": "mmlab.sources.generated.Generated",
+    "gqa": "mmlab.sources.gqa.Gqa",
+    "multi30k": "mmlab.sources.multi30k.Multi30k",
+    "nlvr": "mmlab.sources.nlvr.Nlvr",
+    "nlvr2": "mmlab.sources.nlvr2.Nlvr2",
+    "science_qa": "mmlab.sources.science_qa.ScienceQa",
     "stamps": "mmlab.sources.stamps.Stamps",
+    "vqa": "mmlab.sources.vqa.Vqa",
 }
 """Import path of each source."""
 

@@ -1,0 +1,150 @@
+"""Samples whose pictures and sounds are still in the release, and their way into shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from mmlab.assets.progress import progress
+from mmlab.data.shards import write_shards
+from mmlab.sources.files import ReleasedFiles
+from mmlab.sources.picture import reduce_picture
+
+_SOUNDS = ("ogg", "wav", "flac", "mp3")
+_COUNTED = ("captions", "questions", "turns")
+"""Lists in samples of which the elements are counted."""
+_THREADS = min(8, os.cpu_count() or 1)
+_AHEAD = 4 * _THREADS
+"""Samples under way at the same time."""
+_RECENT = 64
+"""Pictures kept for the next samples that show them."""
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class Item(NamedTuple):
+    """A sample before its files are read."""
+
+    key: str
+    """Unique in its split; characters that keys may not hold are replaced."""
+    about: Mapping[str, Any]
+    """Its member `json`."""
+    media: tuple[str, ...] = ()
+    """Its pictures and sounds: ends of names in the release. One is written as `jpg`, `png`, `ogg`, ...; of
+    several each is written with its place, `0.jpg`, `1.jpg`, ..."""
+
+
+class Written(NamedTuple):
+    """What became of the items of a split."""
+
+    counts: Mapping[str, int]
+    """Samples, media, captions, questions, turns; empty if nothing was written."""
+    left_out: Mapping[str, int]
+    """Items by the reason why they became no sample."""
+
+
+class _Medium(NamedTuple):
+    extension: str
+    data: bytes
+
+
+def write_items(
+    items: Sequence[Item], files: ReleasedFiles, folder: Path, *, split: str, max_side: int | None
+) -> Written:
+    """Write the shards of a split, unless none of its items can be read.
+
+    Samples are in no order, so that the first thousand are like all, but those of one picture are side by
+    side.
+
+    Args:
+        items: Of the split.
+        files: Where their pictures and sounds are.
+        folder: Where to.
+        split: Name of the split.
+        max_side: Larger pictures are reduced to this length in pixels; None: none are.
+    """
+    counts: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    ordered = sorted(items, key=lambda item: (_hash("/".join(item.media) or item.key), _hash(item.key)))
+    load = lru_cache(_RECENT)(partial(_load, files, max_side))
+
+    def samples(show: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        known, keys = set(), set()
+        for done, (item, media) in enumerate(_ahead(partial(_read, load), ordered), start=1):
+            show(done)
+            if isinstance(media, str) or item.key in known:
+                left_out[media if isinstance(media, str) else "identifier repeated"] += 1
+                continue
+            key = _plain(item.key)
+            if key in keys:
+                key += f"-{_hash(item.key).hex()[:8]}"
+            known.add(item.key)
+            keys.add(key)
+            counts.update({"samples": 1, "media": len(media)})
+            counts.update({what: len(item.about[what]) for what in _COUNTED if what in item.about})
+            yield {"__key__": key, **media, "json": json.dumps(item.about, ensure_ascii=False).encode()}
+
+    with progress(f"writing {split}", total=len(items), in_bytes=False) as show:
+        written = samples(show)
+        first = next(written, None)
+        if first is not None:
+            write_shards(chain([first], written), folder, split)
+    return Written(counts, left_out)
+
+
+def _load(files: ReleasedFiles, max_side: int | None, end: str) -> _Medium | str:
+    """A picture or sound, or why there is none."""
+    name = files.find(end)
+    if name is None:
+        return "file missing"
+    try:
+        data = files.read(name)
+        extension = name.rpartition(".")[2].lower()
+        if extension in _SOUNDS:
+            return _Medium(extension, data)
+        picture = reduce_picture(data, max_side)
+    except ValueError:
+        return "file broken"
+    return _Medium(picture.extension, picture.data)
+
+
+def _read(load: Callable[[str], _Medium | str], item: Item) -> tuple[Item, dict[str, bytes] | str]:
+    """The item with its media by extension, or with the reason why one cannot be had."""
+    members = {}
+    for place, end in enumerate(item.media):
+        medium = load(end)
+        if isinstance(medium, str):
+            return item, medium
+        members[medium.extension if len(item.media) == 1 else f"{place}.{medium.extension}"] = medium.data
+    return item, members
+
+
+def _ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """What a function returns for each item, in order, with several under way."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[_Out]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _plain(key: str) -> str:
+    """A key as tars can hold it: without dots and slashes."""
+    return re.sub(r"[^\w-]+", "_", key, flags=re.ASCII)
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

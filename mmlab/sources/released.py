@@ -1,0 +1,159 @@
+"""A data set that is read from its release: what sources of files with annotations have in common."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from mmlab.data.source import Source
+from mmlab.sources.files import ReleasedFiles, open_release
+from mmlab.sources.items import Item, write_items
+from mmlab.sources.prepared import Prepared
+
+
+class Contents(NamedTuple):
+    """What a source makes of a release."""
+
+    splits: Mapping[str, Sequence[Item]]
+    left_out: Mapping[str, int] = {}
+    """How many of what, in words, became no sample."""
+
+
+class Released(Source):
+    """A data set that is read from its release."""
+
+    release: ClassVar[str]
+    """Where the release is to be had, in words: a sentence."""
+    licence: ClassVar[str]
+    format: ClassVar[int] = 1
+    """Raised when what is written changes: what older releases of mmlab prepared is made anew then."""
+
+    def __init__(
+        self,
+        *,
+        settings: Mapping[str, Any],
+        max_side: int | None,
+        from_file: Path | None,
+        out: Path | None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            settings: All that changes what is written, beside `max_side`.
+            max_side: Larger pictures are reduced to this length in pixels; None: none are.
+            from_file: The release: a folder, a zip or a tar.
+            out: Folder to write; None: one in the cache directory.
+
+        Raises:
+            ValueError: `max_side` is below 1.
+        """
+        if max_side is not None and max_side < 1:
+            raise ValueError(f"max_side is {max_side}: it is a length in pixels, or null to reduce nothing.")
+        self.max_side = max_side
+        self.from_file = from_file
+        self._prepared = Prepared(
+            self.name, {**settings, "max_side": max_side, "format": self.format}, out=out
+        )
+
+    @abstractmethod
+    def annotations(self, files: ReleasedFiles) -> Mapping[str, str]:
+        """The files of annotations that the release must have, by what they are for.
+
+        Raises:
+            ValueError: Some are missing; see :meth:`require`.
+        """
+
+    @abstractmethod
+    def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
+        """Read the annotations.
+
+        Args:
+            files: The release.
+            annotations: As :meth:`annotations` returned them.
+
+        Raises:
+            ValueError: A file is not as released.
+        """
+
+    def fetch(self) -> Path:
+        """Bring the release here, where nobody named one.
+
+        Raises:
+            ValueError: That is for people to do.
+            FetchError: It cannot be fetched.
+        """
+        raise ValueError(
+            f"{self.name} is not prepared yet, and mmlab does not fetch it. {self.release}\n"
+            f"Then: `mmlab data prepare {self.name} --from FOLDER`."
+        )
+
+    def require(self, files: ReleasedFiles, wanted: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
+        """Find files by the ends of their names.
+
+        Args:
+            files: The release.
+            wanted: End of the name, or several of which one will do, by what the file is for.
+
+        Raises:
+            ValueError: Some are missing.
+        """
+        found, missing = {}, []
+        for role, ends in wanted.items():
+            choice = (ends,) if isinstance(ends, str) else ends
+            name = next((name for end in choice if (name := files.find(end)) is not None), None)
+            if name is None:
+                missing.append(" or ".join(choice))
+            else:
+                found[role] = name
+        if missing:
+            raise self.refusal(files, ", ".join(missing))
+        return found
+
+    def refusal(self, files: ReleasedFiles, missing: str) -> ValueError:
+        """What to say of a release that lacks something."""
+        return ValueError(
+            f"{files.path} is not the release of {self.name}: it lacks {missing}; {files.describe()}.\n"
+            f"{self.release}"
+        )
+
+    def prepare(self) -> Path:
+        """Write the shards, unless they are there.
+
+        Raises:
+            FetchError: The release cannot be fetched, or the disk is full.
+            ValueError: There is no release, it is another one or broken, or `out` holds something else.
+        """
+        if self.from_file is None and (folder := self._prepared.find(None)):
+            return folder
+        with open_release(self.fetch() if self.from_file is None else self.from_file) as files:
+            annotations = self.annotations(files)
+            version = files.digest(annotations.values())
+            if folder := self._prepared.find(version):
+                return folder
+            with self._prepared.lock():
+                return self._prepared.find(version) or self._prepared.build(
+                    version, lambda folder: self._write(files, annotations, folder)
+                )
+
+    def _write(self, files: ReleasedFiles, annotations: Mapping[str, str], folder: Path) -> dict[str, Any]:
+        """Write all splits; returns what `dataset.json` says of them."""
+        print(f"reading {self.name} from {files.path}", file=sys.stderr, flush=True)
+        contents = self.read(files, annotations)
+        splits = {}
+        for name, items in contents.splits.items():
+            if items:
+                written = write_items(items, files, folder, split=name, max_side=self.max_side)
+                splits[name] = {**written.counts, "left_out": dict(written.left_out)}
+                for reason, number in written.left_out.items():
+                    print(f"left out of {name}: {number} of {len(items)}: {reason}", file=sys.stderr)
+        if not any("samples" in counts for counts in splits.values()):
+            wanted = [end for items in contents.splits.values() for item in items for end in item.media]
+            lack = f"no {wanted[0]} that can be read, for one" if wanted else "no sample"
+            raise ValueError(f"{files.path} has {lack}; {files.describe()}.\n{self.release}")
+        return {
+            "release": [files.path.name, *annotations.values()], "licence": self.licence, "splits": splits,
+            "left_out": dict(contents.left_out),
+        }  # fmt: skip
