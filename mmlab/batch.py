@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
@@ -22,6 +22,10 @@ class Modality(StrEnum):
     TEXT = "text"
     AUDIO = "audio"
     SIGNAL = "signal"
+
+
+MARKERS = {Modality.IMAGE: -2, Modality.AUDIO: -3, Modality.SIGNAL: -4}
+"""Token ids that stand in text for a row of another modality: the n-th for the sample's n-th row."""
 
 
 class Skip(NamedTuple):
@@ -41,8 +45,8 @@ class Input:
     """
 
     data: Shaped[Tensor, "rows *rest"]
-    """image: uint8 [rows, 3, H, W]; text: int64 token ids [rows, T]; audio: float32 waveform in
-    [-1, 1] [rows, S]; signal: float32 [rows, T, C]. Sequences are padded on the right."""
+    """image: uint8 [rows, 3, H, W]; text: int64 token ids and :data:`MARKERS` [rows, T]; audio: float32
+    waveform in [-1, 1] [rows, S]; signal: float32 [rows, T, C]. Sequences are padded on the right."""
     owner: Int64[Tensor, " rows"]
     """The sample of the batch that row belongs to, ascending, or :data:`NOBODY`."""
     present: Bool[Tensor, " samples"]
@@ -51,6 +55,8 @@ class Input:
     """Valid steps of each row, at least 1; None where rows have one size (images)."""
     encoded: bool = False
     """Whether `data` holds what the encoder gave once, tokens [rows, T, D], instead of what it reads."""
+    target: Bool[Tensor, "rows steps"] | None = None
+    """Of text, the tokens that a language model is to say; None where it is only read."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:
@@ -62,24 +68,18 @@ class Input:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Input:
         """Copy to a device."""
-        return replace(
-            self,
-            data=self.data.to(device, non_blocking=non_blocking),
-            owner=self.owner.to(device, non_blocking=non_blocking),
-            present=self.present.to(device, non_blocking=non_blocking),
-            length=None if self.length is None else self.length.to(device, non_blocking=non_blocking),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Input:
         """Copy to page-locked memory, from which copies to a GPU can overlap with its work."""
-        length = None if self.length is None else self.length.pin_memory()
-        return replace(
-            self,
-            data=self.data.pin_memory(),
-            owner=self.owner.pin_memory(),
-            present=self.present.pin_memory(),
-            length=length,
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Input:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
     def select(self, samples: Int64[Tensor, " chosen"]) -> Input:
         """Keep the rows of some samples, renumbered in the order given.
@@ -106,6 +106,7 @@ class Input:
             owner=torch.tensor(owner, dtype=torch.int64, device=self.owner.device),
             present=self.present[samples],
             length=None if self.length is None else self.length[rows],
+            target=None if self.target is None else self.target[rows],
         )
 
 
@@ -135,6 +136,8 @@ class Batch:
     """Which of `sources` each sample is from; None where the run reads one source."""
     sources: tuple[str, ...] = ()
     """Names of all sources of the run, the same in every batch; empty where it reads one."""
+    references: tuple[tuple[str, ...], ...] = ()
+    """In evaluation, what the answer of each sample may be; empty where the run reads none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -183,6 +186,7 @@ class Batch:
             signal=None if self.signal is None else self.signal.select(samples),
             skips=(),
             source=None if self.source is None else self.source[samples],
+            references=tuple(self.references[i] for i in samples.tolist()) if self.references else (),
         )
 
 

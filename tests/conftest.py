@@ -45,6 +45,12 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
     torch.distributed.destroy_process_group()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes neither is then left with a long file at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Ranks:
     """Two gloo processes, started once for all tests."""
 

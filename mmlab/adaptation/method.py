@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.network import Network
 
 
 class Method(ABC):
@@ -54,7 +54,7 @@ class EncoderMethod(Method):
 
     def apply(self, part: nn.Module) -> nn.Module:
         """Adapt every encoder, in place."""
-        found = [name for name, module in part.named_modules() if isinstance(module, Encoder)]
+        found = [name for name, module in part.named_modules() if isinstance(module, Network)]
         self.encoders = found or [""]
         for name in self.encoders:
             self.adapt(part.get_submodule(name))

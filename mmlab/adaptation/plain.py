@@ -6,7 +6,7 @@ from torch import nn
 
 from mmlab.adaptation.method import EncoderMethod, Method, within
 from mmlab.adaptation.reinitialize import reinitialize
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.network import Network
 
 
 class Full(Method):
@@ -33,7 +33,7 @@ class Full(Method):
             ValueError: There are fewer blocks.
         """
         if self.reinitialize > 0:
-            encoders: list[nn.Module] = [module for module in part.modules() if isinstance(module, Encoder)]
+            encoders: list[nn.Module] = [module for module in part.modules() if isinstance(module, Network)]
             for network in encoders or [part]:
                 reinitialize(network, self.reinitialize)
         return part

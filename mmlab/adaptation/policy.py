@@ -20,8 +20,8 @@ from mmlab.adaptation.plain import Frozen, Full, Probe
 from mmlab.adaptation.prefix import Prefix
 from mmlab.adaptation.prompts import Prompts
 from mmlab.adaptation.staged import Staged
-from mmlab.models.encoders.encoder import Encoder
 from mmlab.models.fingerprint import weights_digest
+from mmlab.models.network import Network
 
 MethodName = Literal[
     "full", "frozen", "probe", "lora", "adapters", "prompts", "prefix", "ia3", "bitfit", "layernorm", "staged"
@@ -258,13 +258,13 @@ def _towers(model: nn.Module) -> list[str]:
     return [
         name
         for name, child in model.named_children()
-        if any(isinstance(module, Encoder) for module in child.modules())
+        if any(isinstance(module, Network) for module in child.modules())
     ]
 
 
 def _bases(model: nn.Module, parts: Mapping[str, Method]) -> list[str]:
     """Networks whose weights are known by a digest: encoders, and parts without any, not trained whole."""
-    encoders = [name for name, module in model.named_modules() if isinstance(module, Encoder)]
+    encoders = [name for name, module in model.named_modules() if isinstance(module, Network)]
     adapted = [path for path, method in parts.items() if not isinstance(method, Full)]
     alone = [
         path

@@ -13,6 +13,7 @@ from mmlab.adaptation import trial
 from mmlab.adaptation.graft import Graft, graft, leave_fast_path
 from mmlab.adaptation.method import EncoderMethod
 from mmlab.models.blocks import find_blocks
+from mmlab.models.language_model import LanguageModel
 
 
 class Prompts(EncoderMethod):
@@ -42,13 +43,18 @@ class Prompts(EncoderMethod):
         """Give the network its prompts.
 
         Raises:
-            ValueError: It has no sequence that they could stand in.
+            ValueError: It has no sequence that they could stand in, or one for many samples.
         """
         name = type(network).__name__
         if not trial.can_run(network):
             raise ValueError(
                 f"prompts: {name} is neither an encoder nor a language model, so its tokens cannot be seen: "
                 "adapt the whole encoder, or use lora"
+            )
+        if isinstance(network, LanguageModel) and network.packing:
+            raise ValueError(
+                f"prompts: {network.name} runs its samples as one sequence, and the prompts would stand before "
+                "the first alone: set packing of the language model to false, or use prefix"
             )
         embedding = [module for module in network.modules() if trial.embedding(module) is not None]
         embedding = [call.module for call in trial.calls(network, embedding)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.language_model import LanguageModel
 
 
 class Call(NamedTuple):
@@ -23,7 +24,7 @@ class Call(NamedTuple):
 
 def can_run(network: nn.Module) -> bool:
     """Whether there is an input to try a network on: it is an encoder or reads token ids."""
-    return isinstance(network, Encoder) or embedding(network) is not None
+    return isinstance(network, Encoder | LanguageModel) or embedding(network) is not None
 
 
 def embedding(network: nn.Module) -> nn.Embedding | None:
@@ -41,9 +42,10 @@ def run(network: nn.Module) -> None:
         if isinstance(network, Encoder):
             network(network.example().to(device))
             return
+        reader = network.backbone if isinstance(network, LanguageModel) else network
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-        config: Any = network.config
-        network(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
+        config: Any = reader.config
+        reader(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
 
 
 def calls(network: nn.Module, modules: Iterable[nn.Module]) -> list[Call]:

@@ -30,6 +30,8 @@ class Sample:
     """Why it could not be read."""
     source: int = 0
     """Number of its source."""
+    references: tuple[str, ...] = ()
+    """See :attr:`mmlab.batch.Batch.references`."""
 
 
 def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Sequence[str] = ()) -> Batch:
@@ -52,6 +54,7 @@ def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Se
         skips=tuple(sample.skip for sample in samples if sample.skip is not None),
         source=torch.tensor([s.source for s in samples], dtype=torch.int64) if sources else None,
         sources=tuple(sources),
+        references=tuple(s.references for s in samples) if any(s.references for s in samples) else (),
         image=inputs.get(Modality.IMAGE),
         text=inputs.get(Modality.TEXT),
         audio=inputs.get(Modality.AUDIO),
@@ -68,11 +71,12 @@ def _collate(samples: Sequence[Sample], reader: Reader) -> Input:
         rows += own or (reader.blank(),)
         owner += [number] * len(own) or [NOBODY]
         present.append(len(own) > 0)
-    data, length = reader.stack(rows)
+    data, length, target = reader.stack(rows)
     return Input(
         data=data,
         owner=torch.tensor(owner, dtype=torch.int64),
         present=torch.tensor(present, dtype=torch.bool),
         length=length,
         encoded=reader.encoded,
+        target=target,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mmlab.data.audio import AudioReader
 from mmlab.data.image import ImageReader
+from mmlab.data.prompt import PromptReader
 from mmlab.data.reader import Reader
 from mmlab.data.samples import RawSample
 from mmlab.data.text import TextReader
@@ -37,6 +38,8 @@ def exhibit(raw: RawSample, readers: Sequence[Reader]) -> Exhibit:
     for reader in readers:
         if isinstance(reader, ImageReader):
             images += [raw.members[name] for name in reader.members if name in raw.members][:1]
+        elif isinstance(reader, PromptReader):
+            texts += reader.questions(raw.members)
         elif isinstance(reader, TextReader):
             texts += reader.captions(raw.members)
         elif isinstance(reader, AudioReader):

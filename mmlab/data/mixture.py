@@ -140,7 +140,8 @@ class MixedOrder(Order):
 
     def check(self, ranks: int, workers: int) -> None:
         """Raise ValueError, with the nearest valid values, where ranks or workers do not divide the lanes."""
-        self.lanes.check(ranks, workers)
+        smallest = min(ingredient.batch_size for ingredient in self.ingredients)
+        self.lanes.check(ranks, workers, batch_size=smallest)
 
     def places(self, step: int, *, rank: int = 0, ranks: int = 1) -> Places:
         """One rank's share of global batch `step`; see :meth:`mmlab.data.order.Order.places`."""

@@ -16,12 +16,14 @@ from mmlab.data.audio import AudioReader
 from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.features import Features
+from mmlab.data.fields import read_field
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
 from mmlab.data.mixture import MixedOrder
 from mmlab.data.order import EvaluationOrder, Order, TrainingOrder
 from mmlab.data.parts import Mixture, Split, Splits, open_samples
 from mmlab.data.plan import Loading, check_room, plan_training
+from mmlab.data.prompt import PromptReader
 from mmlab.data.reader import Reader
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
@@ -52,7 +54,7 @@ class ShardData(LightningDataModule):
         source: Source | Mixture | None = None,
         splits: Splits = _SPLITS,
         image: ImageReader | None = None,
-        text: TextReader | None = None,
+        text: TextReader | PromptReader | None = None,
         audio: AudioReader | None = None,
         signal: SignalReader | None = None,
         loading: Loading = _LOADING,
@@ -208,6 +210,7 @@ class ShardData(LightningDataModule):
             rank=rank,
             ranks=ranks,
             group_by=self.loading.group_by,
+            references=self.loading.references,
         )
         loader = Loader(
             stream,
@@ -293,6 +296,10 @@ class ShardData(LightningDataModule):
     def exhibit(self, split: Split, place: int) -> Exhibit:
         """The sample at a place as a person takes it in."""
         return exhibit(self.read_raw(split, place), self.readers)
+
+    def field(self, split: Split, place: int, field: str) -> list[Any]:
+        """The values of a field of the sample at a place."""
+        return read_field(self.read_raw(split, place).members, field)
 
     def read_raw(self, split: Split, place: int) -> RawSample:
         """The bytes of the sample at a place, as in :attr:`mmlab.batch.Batch.place`."""

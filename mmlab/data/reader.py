@@ -9,7 +9,7 @@ from random import Random
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
@@ -21,6 +21,8 @@ class Rows(NamedTuple):
     data: Shaped[Tensor, "rows *rest"]
     length: Int64[Tensor, " rows"] | None
     """Valid steps of each row; None where rows have one size."""
+    target: Bool[Tensor, "rows steps"] | None = None
+    """See :attr:`mmlab.batch.Input.target`."""
 
 
 class Reader(ABC):
@@ -69,6 +71,9 @@ class Reader(ABC):
         Raises:
             BrokenMember: A member is there but cannot be read.
         """
+
+    def check(self, rows: Mapping[Modality, Sequence[Tensor]]) -> None:  # noqa: B027  (most look at one)
+        """Raise BrokenMember where the rows of a sample do not go together."""
 
     def steps(self, members: Mapping[str, bytes]) -> int:
         """The most steps that a row of a sample can have; 0 where it has none.

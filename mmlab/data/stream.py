@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from torch import Tensor
@@ -34,6 +34,7 @@ class Stream:
         rank: int = 0,
         ranks: int = 1,
         group_by: str = "caption",
+        references: Sequence[str] = (),
     ) -> None:
         """Settings.
 
@@ -47,6 +48,7 @@ class Stream:
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
                 for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
                 are alone.
+            references: Fields that hold what the answer of a sample may be.
         """
         self.shards = shards
         self.order = order
@@ -60,6 +62,7 @@ class Stream:
         self.rank = rank
         self.ranks = ranks
         self.group_by = group_by
+        self.references = tuple(references)
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step`: a pure function, whatever was read before."""
@@ -92,14 +95,33 @@ class Stream:
             for reader in self.readers:
                 at = reader.modality.value
                 rows[reader.modality] = reader.read(raw.members, rng)
+            at = "sample"
+            for reader in self.readers:
+                reader.check(rows)
             at = "group"
             group = self._group(raw, shard, sample)
+            at = "references"
+            references = self._references(raw.members)
         except BrokenMember as error:
             key = self._key(shard, sample)
             skip = Skip(key, f"{at}: {error}")
             source = self.shards.source(shard)
             return Sample(key=key, place=place, group=NOBODY, valid=False, skip=skip, source=source)
-        return Sample(key=raw.key, place=place, group=group, rows=rows, source=self.shards.source(shard))
+        return Sample(
+            key=raw.key,
+            place=place,
+            group=group,
+            rows=rows,
+            source=self.shards.source(shard),
+            references=references,
+        )
+
+    def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
+        """What the answer may be; looked at in evaluation only."""
+        if self.seed is not None:
+            return ()
+        found = [value for field in self.references for value in read_field(members, field)]
+        return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
 
     def _key(self, shard: int, sample: int) -> str:
         """The key of a sample that cannot be read; its line of the index may be broken too."""

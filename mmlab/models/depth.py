@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mmlab.models.blocks import find_blocks
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.network import Network
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -15,7 +15,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     """
     found = {name: 0 for name, _ in model.named_parameters()}
     for path, module in model.named_modules():
-        if isinstance(module, Encoder):
+        if isinstance(module, Network):
             prefix = f"{path}." if path else ""
             found |= {prefix + name: depth for name, depth in network_depths(module).items()}
     return found

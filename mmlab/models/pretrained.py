@@ -12,7 +12,7 @@ from pathlib import Path
 import timm
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from mmlab.assets import catalog
@@ -88,15 +88,28 @@ def load_whisper_encoder(name: str, *, pretrained: bool) -> PreTrainedModel:
     return model.get_encoder().train()
 
 
-def load_model(name: str, *, pretrained: bool) -> PreTrainedModel:
+def load_causal(name: str, *, pretrained: bool) -> PreTrainedModel:
+    """Make a causal language model with its vocabulary head, in float32.
+
+    Args:
+        name: An asset, a folder, or a Hugging Face id.
+        pretrained: False gives the same architecture with random weights.
+
+    Raises:
+        ValueError: No such model, not a causal language model, or its weights do not fill it.
+    """
+    return load_model(name, pretrained=pretrained, kind=AutoModelForCausalLM).train()
+
+
+def load_model(name: str, *, pretrained: bool, kind: type = AutoModel) -> PreTrainedModel:
     """Load a transformers model; attention is sdpa wherever the architecture has it."""
-    source = str(_folder(name) or name)
+    source = source_of(name)
     with quiet():
         try:
             config = AutoConfig.from_pretrained(source)
             if not pretrained:
-                return AutoModel.from_config(config, dtype=torch.float32)
-            model, report = AutoModel.from_pretrained(
+                return kind.from_config(config, dtype=torch.float32)  # type: ignore[attr-defined]
+            model, report = kind.from_pretrained(  # type: ignore[attr-defined]
                 source, config=config, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -109,6 +122,11 @@ def load_model(name: str, *, pretrained: bool) -> PreTrainedModel:
             f"({missing[0]}, ...): name a checkpoint of this architecture"
         )
     return model
+
+
+def source_of(name: str) -> str:
+    """What transformers calls a model: a folder, or an id of the hub."""
+    return str(_folder(name) or name)
 
 
 def _folder(name: str) -> Path | None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)  # fmt: skip
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmlab.batch import Batch
 from mmlab.models.blocks import find_blocks
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.micro_batch import part_size, split
+from mmlab.parallel.recompute import repeating
 from mmlab.tasks.base import BaseTask
 
 
@@ -41,8 +46,9 @@ def activation_bytes(task: BaseTask, batch: Batch, *, dtype: torch.dtype | None 
     """Measure the activations of one training step on one rank.
 
     The forward pass runs on fake tensors, which have a size and no content: nothing is computed or allocated,
-    and weights, running statistics and the state of random numbers stay as they are. Where
-    `execution.micro_batch` is set, it is one part that counts.
+    and weights, running statistics and the state of random numbers stay as they are. A model whose sizes
+    depend on the content (samples packed by their lengths) is run on one sample instead, which counts for
+    each. Where `execution.micro_batch` is set, it is one part that counts.
 
     Args:
         task: Built, not yet sharded.
@@ -55,13 +61,23 @@ def activation_bytes(task: BaseTask, batch: Batch, *, dtype: torch.dtype | None 
     if task.execution.micro_batch is not None:
         batch = next(split(batch, part_size(batch, task.execution.micro_batch)))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        return _measured(task, _faked(batch, fake), fake, dtype)
+    except (DynamicOutputShapeException, DataDependentOutputException):
+        one = _measured(task, next(split(batch, 1)), repeating(task), dtype)
+        return Activations(len(batch) * one.around, tuple(len(batch) * block for block in one.blocks))
+
+
+def _measured(
+    task: BaseTask, batch: Batch, mode: AbstractContextManager[Any], dtype: torch.dtype | None
+) -> Activations:
     counter = _Counter(task)
     device = batch.place.device.type
     with (
-        _as_in_training(task), fake, torch.autocast(device, dtype=dtype, enabled=dtype is not None),
+        _as_in_training(task), mode, torch.autocast(device, dtype=dtype, enabled=dtype is not None),
         counter.following(), saved_tensors_hooks(counter.count, lambda tensor: tensor),
     ):  # fmt: skip
-        task.losses(_faked(batch, fake))
+        task.losses(batch)
     return Activations(counter.around, tuple(counter.blocks))
 
 

@@ -84,6 +84,7 @@ def split(batch: Batch, samples: int) -> Iterator[Batch]:
             group=batch.group[chosen],
             skips=(),
             source=None if batch.source is None else batch.source[chosen],
+            references=batch.references[chosen],
             **rows,
         )
 
@@ -100,6 +101,7 @@ def _split(whole: Input, starts: range, samples: int) -> Iterator[Input]:
             owner=torch.where(owner == NOBODY, owner, owner - start),
             present=whole.present[start : start + starts.step],
             length=None if whole.length is None else whole.length[chosen],
+            target=None if whole.target is None else whole.target[chosen],
         )
 
 

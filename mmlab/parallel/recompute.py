@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlab.models.blocks import Block, find_blocks
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.network import Network
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def recompute_later(function: Callable[[], T], module: nn.Module, example: Tenso
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _again(module)
+        return nullcontext(), repeating(module)
 
     # Torch looks for the device among the arguments, and would not find it in a batch or in keywords.
     result: T = checkpoint(lambda _: function(), example, use_reentrant=False, context_fn=contexts)
@@ -48,7 +48,7 @@ def recompute_later(function: Callable[[], T], module: nn.Module, example: Tenso
 
 
 @contextmanager
-def _again(module: nn.Module) -> Iterator[None]:
+def repeating(module: nn.Module) -> Iterator[None]:
     """What runs in here has run before: norms update copies of their running statistics."""
     norms = [
         part for part in module.modules() if part.training and getattr(part, "track_running_stats", False)
@@ -117,7 +117,7 @@ def checkpoint_blocks(model: nn.Module, share: float) -> None:
 
 def networks(model: nn.Module) -> list[nn.Module]:
     """The encoders of a model, or its children where it has none."""
-    encoders: list[nn.Module] = [module for module in model.modules() if isinstance(module, Encoder)]
+    encoders: list[nn.Module] = [module for module in model.modules() if isinstance(module, Network)]
     return encoders or list(model.children())
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmlab.batch import Input, Modality
+from mmlab.models.network import Network
 
 
 class Encoded(NamedTuple):
@@ -20,7 +21,7 @@ class Encoded(NamedTuple):
     """True at tokens that stand for something; each row has at least one."""
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Network, ABC):
     """Turns the rows of one modality into token features.
 
     The rows of absent samples are encoded too (see :class:`mmlab.batch.Input`); whoever reads the result
