@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,23 +10,11 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from PIL import Image
 
 from mmlab.batch import Embeddings, Modality
+from mmlab.callbacks.cards import STYLE, sound_tag, thumbnail
 from mmlab.tasks.base import BaseTask
 
-THUMBNAIL = 144
-STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem;
-       color: #222 }
-h2 { margin: 2.2rem 0 .3rem } p { margin: .2rem 0 1rem; color: #555 }
-.row { display: flex; gap: .6rem; margin: .5rem 0 1.1rem; align-items: stretch }
-.card { width: 9.6rem; border: 2px solid #ddd; border-radius: .5rem; padding: .4rem; text-align: center;
-        font-size: 13px; overflow-wrap: anywhere; background: #fff }
-.query { border-color: #444; background: #f4f4f4 } .right { border-color: #2a9d4a; background: #eefaf0 }
-.card img { max-width: 100%; height: 7.5rem; object-fit: contain } .card audio { width: 100%; height: 2rem }
-.note { color: #777; font-size: 12px } .arrow { align-self: center; font-size: 1.6rem; color: #888 }
-"""
 DIRECTIONS = (
     (Modality.TEXT, Modality.IMAGE),
     (Modality.AUDIO, Modality.IMAGE),
@@ -140,28 +126,14 @@ def _card(modality: Modality, row: Row, data: Any, kind: str) -> str:
     caption = html.escape(shown.texts[0]) if shown.texts else html.escape(shown.key)
     if modality is Modality.IMAGE and shown.images:
         body = (
-            f"<img alt='{caption}' src='{_thumbnail(shown.images[row.nth])}'><div class=note>{caption}</div>"
+            f"<img alt='{caption}' src='{thumbnail(shown.images[row.nth])}'><div class=note>{caption}</div>"
         )
     elif modality is Modality.AUDIO and shown.sounds:
         sound = shown.sounds[row.nth]
-        kind_of_sound = sound.extension.rsplit(".", 1)[-1]
-        source = f"data:audio/{kind_of_sound};base64,{base64.b64encode(sound.content).decode()}"
-        body = (
-            f"<audio controls preload=none src='{source}'></audio>"
-            f"<div class=note>{html.escape(sound.extension)}: {caption}</div>"
-        )
+        note = f"{html.escape(sound.extension)}: {caption}"
+        body = f"{sound_tag(sound.extension, sound.content)}<div class=note>{note}</div>"
     elif modality is Modality.TEXT and shown.texts:
         body = html.escape(shown.texts[row.nth])
     else:
         body = html.escape(shown.key)
     return f"<div class='card {kind}'>{body}</div>"
-
-
-def _thumbnail(content: bytes) -> str:
-    """A small picture as a data URI; transparency stays and shows the card's own ground."""
-    with Image.open(io.BytesIO(content)) as image:
-        small = image.convert("RGBA")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

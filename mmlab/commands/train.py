@@ -53,6 +53,7 @@ _NOISE = (
     (".*does not have many workers.*", "on a small machine one or none is right"),
     (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
     (r"Found \d+ module\(s\) in eval mode.*", "frozen parts are, on purpose"),
+    (r"(?s).*Grad strides do not match bucket view.*", "of 1 x 1 convolutions: a copy of little"),
     (".*LeafSpec.* is deprecated.*", "Lightning's own use of torch"),
     (r".*self\.log\('\w+/skipped'.*sync_dist=True.*", "it is the sum over ranks already"),
 )

@@ -173,7 +173,11 @@ class BaseTask(L.LightningModule, ABC):
         self.log_dict(self.results, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """What the model makes of a batch."""
+        """What :meth:`predict` makes of a batch."""
+        return self.predict(batch)
+
+    def predict(self, batch: Batch) -> Any:
+        """What `mmlab predict` keeps of a batch: the model's output, where a task says nothing else."""
         return self(batch)
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:

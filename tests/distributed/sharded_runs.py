@@ -23,16 +23,22 @@ from mmlab.batch import Batch
 from mmlab.data.image import ImageReader
 from mmlab.data.module import ShardData
 from mmlab.data.plan import Loading
+from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.data.signal import SignalReader
+from mmlab.models.decoding import Decoding
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.encoders.signal import SignalEncoder
+from mmlab.models.language_model import LanguageModel
+from mmlab.models.media import MediaTower
+from mmlab.models.multimodal_lm import MultimodalLM
 from mmlab.objectives.contrastive import InfoNCE
 from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel, FullySharded
 from mmlab.sources.generated import Generated
 from mmlab.tasks.base import BaseTask
+from mmlab.tasks.question_answering import QuestionAnsweringTask
 from mmlab.tasks.retrieval import RetrievalTask
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
@@ -70,6 +76,44 @@ def retrieval(
     )
 
 
+def make_data(batch_size: int) -> ShardData:
+    """Samples that lack pictures and movements here and there."""
+    return ShardData(
+        batch_size=batch_size,
+        source=Generated(train=256, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
+        image=ImageReader(32, crop_scale=(0.5, 1.0), flip=0.5),
+        signal=SignalReader(channels=3),
+        loading=Loading(group_by="json.caption", eval_batch_size=8),
+    )
+
+
+def answering(towers: dict[str, MethodName | Method] | None = None) -> QuestionAnsweringTask:
+    """A language model that names what is on pictures; its folder lies in the cache."""
+    torch.manual_seed(0)
+    return QuestionAnsweringTask(
+        MultimodalLM(
+            LanguageModel(str(Path(os.environ["MMLAB_CACHE"]) / "language")),
+            image=MediaTower(ImageEncoder("test_vit", pretrained=False, image_size=32), dim=32),
+        ),
+        optimization=SGD,
+        adaptation=Policy({"*": "full"} if towers is None else towers),
+        decoding=Decoding(max_new_tokens=4),
+    )
+
+
+def pictures(batch_size: int) -> ShardData:
+    """Questions about pictures; where the picture is missing, so is the sample."""
+    prompts = [Prompt("<image>What is it?", "{json.caption}")]
+    language = str(Path(os.environ["MMLAB_CACHE"]) / "language")
+    return ShardData(
+        batch_size=batch_size,
+        source=Generated(train=256, val=50, test=24, missing={"image": 0.3, "signal": 0.3}),
+        image=ImageReader(32, crop_scale=(0.5, 1.0)),
+        text=PromptReader(language, prompts=prompts),
+        loading=Loading(group_by="key", eval_batch_size=8, references=("json.caption",)),
+    )
+
+
 class Fit(NamedTuple):
     """One training run."""
 
@@ -86,6 +130,7 @@ class Fit(NamedTuple):
     """Where to save a checkpoint after `save_at` steps."""
     save_at: int = 0
     load: Path | None = None
+    data: Callable[[int], ShardData] = make_data
 
 
 class Record(NamedTuple):
@@ -132,17 +177,6 @@ class Recorder(Callback):
             trainer.save_checkpoint(self.fit.save)
 
 
-def make_data(batch_size: int) -> ShardData:
-    """Samples that lack pictures and movements here and there."""
-    return ShardData(
-        batch_size=batch_size,
-        source=Generated(train=256, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
-        image=ImageReader(32, crop_scale=(0.5, 1.0), flip=0.5),
-        signal=SignalReader(channels=3),
-        loading=Loading(group_by="json.caption", eval_batch_size=8),
-    )
-
-
 def run(cache: Path, root: Path, fit: Fit) -> Record:
     """Train, as one of the ranks that there are."""
     before = dict(os.environ)
@@ -164,7 +198,7 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
         )  # fmt: skip
         task = fit.task()
         task.execution = fit.execution
-        data = make_data(fit.batch)
+        data = fit.data(fit.batch)
         if fit.stage == "test":
             trainer.test(task, data, ckpt_path=fit.load, verbose=False, weights_only=True)
         else:

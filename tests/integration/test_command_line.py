@@ -90,7 +90,7 @@ def test_light_commands_answer_without_torch(shell: Shell) -> None:
     assert {"efficientnet-lite0", "minilm-l6", "whisper-tiny-en"} <= {
         t.split()[0] for t in texts[3].splitlines()
     }
-    assert {"generated", "stamps"} == {text.split()[0] for text in texts[5].splitlines()}
+    assert {"generated", "stamps"} <= {text.split()[0] for text in texts[5].splitlines()}
     assert "2 samples" in texts[7]
     assert "txt (text): 2 samples" in texts[7]
 

@@ -1,0 +1,154 @@
+"""What a language model said: a result file in a benchmark's own format, and a page of fixed samples."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import wandb
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+
+from mmlab import collectives
+from mmlab.callbacks.cards import STYLE, open_picture, sound_tag, thumbnail
+from mmlab.callbacks.run_logger import RunLogger
+
+_SAID = "answer"
+"""What stands for the answer among the fields of a result."""
+
+
+class AnswerWriter(BasePredictionWriter):
+    """Writes `predictions/<file>` into the run directory, one record for each sample, in their order.
+
+    Args:
+        fields: What a record holds: by its name in the file a field of the sample (`json.question_id`),
+            `key`, or `answer`, which is what the model said.
+        file: `.jsonl` has a record on each line; `.json` is one array, as VQA and COCO take it.
+
+    Raises:
+        ValueError: No field is the answer, or the file has another ending.
+    """
+
+    def __init__(self, fields: dict[str, str], file: str = "answers.jsonl") -> None:
+        super().__init__("batch")
+        if _SAID not in fields.values():
+            raise ValueError(f"fields {fields}: one must be `answer`, which is what the model said")
+        if not file.endswith((".jsonl", ".json")):
+            raise ValueError(f"file={file}: it ends in .jsonl or .json")
+        self.fields = fields
+        self.file = file
+        self._records: dict[int, dict[str, Any]] = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep the records of a batch."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for said in prediction:
+            known = {_SAID: said.text, "key": said.key}
+            self._records[said.place] = {
+                name: known[field] if field in known else _first(data.field("predict", said.place, field))
+                for name, field in self.fields.items()
+            }
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring the records of all ranks together and write them."""
+        gathered: dict[int, dict[str, Any]] = {}
+        for part in collectives.gather_objects(self._records):
+            gathered |= part
+        self._records = {}
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        records = [gathered[place] for place in sorted(gathered)]
+        if self.file.endswith(".json"):
+            text = json.dumps(records, ensure_ascii=False, indent=0)
+        else:
+            text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (folder / self.file).write_text(text, encoding="utf-8")
+
+
+def _first(values: Sequence[Any]) -> Any:
+    return values[0] if values else None
+
+
+class AnswerPage(Callback):
+    """Shows what the model says of the same samples at every validation and at the test.
+
+    `answers-val.html` and `answers-test.html` in the run directory, and a Weights & Biases table. The samples
+    are spread evenly over the split, whatever the model makes of them.
+
+    Args:
+        samples: How many.
+    """
+
+    def __init__(self, samples: int = 12) -> None:
+        if samples < 1:
+            raise ValueError(f"samples={samples}: at least 1")
+        self.samples = samples
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the validation samples."""
+        if not trainer.sanity_checking:
+            self._show(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the test samples."""
+        self._show(trainer, pl_module, "test")
+
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        metrics: Any = pl_module.metrics
+        answered = metrics.answered()
+        if not trainer.is_global_zero or not answered:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        wanted = min(self.samples, len(answered))
+        chosen = [answered[number * len(answered) // wanted] for number in range(wanted)]
+        rows = [(one, data.exhibit(split, one.place)) for one in chosen]
+        path = Path(trainer.default_root_dir) / f"answers-{split}.html"
+        path.write_text(
+            f"<!doctype html><meta charset=utf-8><title>Answers</title><style>{STYLE}</style>"
+            f"<h1>What the model says of {wanted} samples</h1><p>Step {trainer.global_step}. Samples are "
+            "spread evenly over the split, not chosen. Green where the answer is one of the references.</p>"
+            + "".join(_section(one, shown) for one, shown in rows),
+            encoding="utf-8",
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                _log(logger, rows, split=split, step=trainer.global_step)
+
+
+def _section(answered: Any, shown: Any) -> str:
+    media = "".join(f"<img alt='' src='{thumbnail(image)}'>" for image in shown.images)
+    media += "".join(sound_tag(sound.extension, sound.content) for sound in shown.sounds)
+    right = answered.prediction.casefold() in [reference.casefold() for reference in answered.references]
+    references = "; ".join(answered.references[:5])
+    asked = html.escape(shown.texts[0]) if shown.texts else ""
+    return (
+        f"<div class=row><div class='card query'>{media}<div class=note>{html.escape(shown.key)}</div></div>"
+        f"<div class='card wide'>{asked}</div><span class=arrow>&rarr;</span>"
+        f"<div class='card wide {'right' if right else ''}'>{html.escape(answered.prediction)}"
+        f"<div class=note>{html.escape(references)}</div></div></div>"
+    )
+
+
+def _log(logger: RunLogger, rows: Sequence[tuple[Any, Any]], *, split: str, step: int) -> None:
+    """A table with pictures; sounds are on the page."""
+    table = wandb.Table(columns=["key", "image", "question", "answer", "references"])
+    for answered, shown in rows:
+        picture = wandb.Image(open_picture(shown.images[0])) if shown.images else None
+        asked = shown.texts[0] if shown.texts else ""
+        table.add_data(shown.key, picture, asked, answered.prediction, "; ".join(answered.references[:5]))
+    values: Mapping[str, Any] = {f"{split}/answers": table}
+    logger.experiment.log(dict(values), commit=False)

@@ -1,0 +1,144 @@
+"""What a language model said over a whole evaluation and all ranks, and the scores of it."""
+
+from __future__ import annotations
+
+import re
+import string
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torchmetrics import Metric
+
+from mmlab import collectives
+from mmlab.metrics.ranking import Scores, bootstrap_interval
+
+
+class Answered(NamedTuple):
+    """What was said of one sample, and what it may be."""
+
+    place: int
+    """See :attr:`mmlab.batch.Batch.place`."""
+    prediction: str
+    references: tuple[str, ...]
+    group: str
+    """Samples of one group (questions about one picture) are resampled together."""
+
+
+class TextScore(ABC):
+    """Scores of all answers of an evaluation."""
+
+    @abstractmethod
+    def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
+        """Numbers by name; of the main one an interval too, as `<name>_low` and `<name>_high`.
+
+        Args:
+            answers: At least one, in the order of their places.
+        """
+
+
+class TextMetrics(Metric):
+    """Keeps what was said, and scores it when the evaluation is over.
+
+    `compute` gathers the answers of all ranks and sorts them by place, so its numbers are the same on any
+    number of ranks.
+    """
+
+    full_state_update = False
+
+    def __init__(self, scores: Sequence[TextScore]) -> None:
+        """Start empty."""
+        super().__init__(sync_on_compute=False)
+        self.scores = list(scores)
+        self._answers: list[Answered] = []
+
+    def reset(self) -> None:
+        """Start anew."""
+        super().reset()
+        self._answers = []
+
+    def update(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        places: Int64[Tensor, " samples"],
+        groups: Sequence[str],
+    ) -> None:
+        """Keep the answers of a batch."""
+        for said, right, place, group in zip(predictions, references, places.tolist(), groups, strict=True):
+            self._answers.append(Answered(place, said, tuple(right), group))
+
+    def answered(self) -> list[Answered]:
+        """The answers of all ranks in the order of their places; every rank must call it."""
+        gathered = {one.place: one for part in collectives.gather_objects(self._answers) for one in part}
+        return [gathered[place] for place in sorted(gathered)]
+
+    def compute(self) -> dict[str, float]:
+        """All scores; without references there are none. Every rank must call it."""
+        answers = [one for one in self.answered() if one.references]
+        found: dict[str, float] = {}
+        for score in self.scores if answers else []:
+            found |= score(answers)
+        return found
+
+
+def with_interval(name: str, values: Sequence[float], answers: Sequence[Answered]) -> dict[str, float]:
+    """The mean of a score, and its 95 % interval over groups of samples."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(one.group for one in answers))}
+    group = torch.tensor([numbers[one.group] for one in answers])
+    value = torch.tensor(values, dtype=torch.float64)
+    interval = bootstrap_interval([Scores(value, group)], seed=0)
+    return {name: float(value.mean()), f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normal_answer(text: str) -> str:
+    """An answer without case, punctuation, articles and spare spaces, as SQuAD's evaluation has it."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 where both are the same but for what :func:`normal_answer` takes out."""
+    return float(normal_answer(prediction) == normal_answer(reference))
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over words (Rajpurkar et al. 2016).
+
+    Where either has no word, it is 1 if both have none.
+    """
+    said, right = normal_answer(prediction).split(), normal_answer(reference).split()
+    if not said or not right:
+        return float(said == right)
+    shared = sum((Counter(said) & Counter(right)).values())
+    return 2 * shared / (len(said) + len(right))
+
+
+class AnswerScores(TextScore):
+    """Exact match and token F1, each the best over the references of a sample (SQuAD)."""
+
+    def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
+        """`exact_match` with its interval, and `token_f1`."""
+        exact = [max(exact_match(one.prediction, right) for right in one.references) for one in answers]
+        f1 = [max(token_f1(one.prediction, right) for right in one.references) for one in answers]
+        return with_interval("exact_match", exact, answers) | {"token_f1": sum(f1) / len(f1)}
+
+
+class StatementScores(TextScore):
+    """Accuracy of judgements, and how many hold in every arrangement of a scene (NLVR: Suhr et al. 2017)."""
+
+    def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
+        """`accuracy` with its interval; `consistency`, the share of groups in which all answers are right."""
+        right = [max(exact_match(one.prediction, known) for known in one.references) for one in answers]
+        of_group: dict[str, float] = {}
+        for one, value in zip(answers, right, strict=True):
+            of_group[one.group] = min(value, of_group.get(one.group, 1.0))
+        consistency = sum(of_group.values()) / len(of_group)
+        return with_interval("accuracy", right, answers) | {"consistency": consistency}

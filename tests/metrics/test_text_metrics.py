@@ -1,0 +1,107 @@
+"""Scores of what was said: by hand, over ranks, and by group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlab import collectives
+from mmlab.metrics.text import (
+    Answered,
+    AnswerScores,
+    StatementScores,
+    TextMetrics,
+    exact_match,
+    normal_answer,
+    token_f1,
+)  # fmt: skip
+
+SAID = ["a red car", "Yes.", "two", "blue", "no", "the dog"]
+RIGHT = [("red car",), ("yes", "yeah"), ("three",), ("blue", "navy"), ("yes",), ("a dog runs",)]
+
+
+def metrics_of(numbers: list[int]) -> TextMetrics:
+    metrics = TextMetrics([AnswerScores()])
+    places = torch.tensor(numbers, dtype=torch.int64)
+    metrics.update([SAID[n] for n in numbers], [RIGHT[n] for n in numbers], places, [str(n) for n in numbers])
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat.", "cat"),
+        ("a man, an apple & the end!", "man apple end"),
+        ("theatre", "theatre"),
+        ("U.S.A.", "usa"),
+        ("", ""),
+    ],
+)
+def test_answers_are_compared_as_squad_does(text: str, normal: str) -> None:
+    assert normal_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "f1"),
+    [
+        ("the dog", "a dog runs", 2 / 3),
+        ("red red car", "red car", 4 / 5),
+        ("cat", "dog", 0.0),
+        ("", "dog", 0.0),
+        ("the", "a", 1.0),
+    ],
+)
+def test_f1_counts_shared_words(said: str, right: str, f1: float) -> None:
+    assert token_f1(said, right) == pytest.approx(f1)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_f1_is_symmetric_and_1_for_equal_answers(one: str, other: str) -> None:
+    assert token_f1(one, other) == pytest.approx(token_f1(other, one))
+    assert token_f1(one, one) == exact_match(one, one) == 1
+    assert 0 <= token_f1(one, other) <= 1
+
+
+def test_the_best_reference_counts() -> None:
+    found = metrics_of(list(range(6))).compute()
+    assert found["exact_match"] == pytest.approx(3 / 6)
+    assert found["token_f1"] == pytest.approx((1 + 1 + 0 + 1 + 0 + 2 / 3) / 6)
+    assert found["exact_match_low"] < 0.5 < found["exact_match_high"]
+
+
+def share(numbers: list[list[int]]) -> dict[str, float]:
+    return metrics_of(numbers[collectives.rank()]).compute()
+
+
+def test_two_ranks_give_the_numbers_of_one(ranks: Any) -> None:
+    whole = metrics_of(list(range(6))).compute()
+    first, second = ranks(share, [[0, 2, 4], [1, 3, 5, 5]])  # one was seen twice
+    assert first == second == whole
+    assert ranks(share, [[], list(range(6))])[0] == whole
+
+
+def test_answers_come_in_the_order_of_their_places_and_reset_forgets_them() -> None:
+    metrics = metrics_of([3, 1, 2])
+    assert [one.place for one in metrics.answered()] == [1, 2, 3]
+    metrics.reset()
+    assert metrics.answered() == []
+
+
+def test_without_references_there_is_no_score() -> None:
+    metrics = TextMetrics([AnswerScores()])
+    metrics.update(["red"], [()], torch.tensor([0]), ["a"])
+    assert metrics.compute() == {}
+    assert [one.prediction for one in metrics.answered()] == ["red"]
+
+
+def test_a_statement_is_understood_where_it_is_judged_rightly_in_every_arrangement() -> None:
+    judged = [("a", "true", "true"), ("a", "True.", "true"), ("b", "true", "false"), ("b", "false", "false"),
+              ("c", "perhaps", "true")]  # fmt: skip
+    answers = [Answered(n, said, (right,), group) for n, (group, said, right) in enumerate(judged)]
+    found = StatementScores()(answers)
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["consistency"] == pytest.approx(1 / 3)
