@@ -53,7 +53,7 @@ class Prompts(EncoderMethod):
             )
         if isinstance(network, LanguageModel) and network.packing:
             raise ValueError(
-                f"prompts: {network.name} runs its samples as one sequence, and the prompts would stand before "
+                f"prompts: {network.name} runs samples as one sequence, and the prompts would stand before "
                 "the first alone: set packing of the language model to false, or use prefix"
             )
         embedding = [module for module in network.modules() if trial.embedding(module) is not None]

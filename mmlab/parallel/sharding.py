@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial, reduce
 
 import torch
 from torch import nn
@@ -27,7 +29,8 @@ def shard(root: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype | None = None
         mesh: Of one axis, or of two: replicas, and shards of each.
         dtype: Type in which the matrices of blocks are gathered, where autocast would turn them into it
             anyway: half the traffic, the same numbers. Vectors (biases, norms) and what stands around blocks
-            keep theirs. Gradients are averaged in float32 at least. None: the type of the weights.
+            keep theirs. Gradients are averaged in float32 at least. None, or a torch before 2.15: the type of
+            the weights.
 
     Raises:
         ValueError: A parameter of the root itself or one without dimensions; a mesh of another kind.
@@ -58,12 +61,21 @@ def _policy(module: nn.Module, dtype: torch.dtype | None) -> MixedPrecisionPolic
     """In which types the parameters of a module are gathered, and its gradients averaged."""
     types = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
     averaged = reduce(torch.promote_types, types, torch.float32)
-    if dtype is None:
-        return MixedPrecisionPolicy(reduce_dtype=averaged, cast_forward_inputs=False)
-    return MixedPrecisionPolicy(
+    # Autocast casts, for each operation: rounded inputs would round the residual stream.
+    policy: Callable[..., MixedPrecisionPolicy] = partial(
+        MixedPrecisionPolicy, reduce_dtype=averaged, cast_forward_inputs=False
+    )
+    if dtype is None or not can_gather_by_parameter():
+        return policy()
+    return policy(
         param_dtype=dtype,
-        reduce_dtype=averaged,
-        # Autocast does that, for each operation: rounded inputs would round the residual stream.
-        cast_forward_inputs=False,
         param_dtype_override_fn=lambda parameter: None if parameter.ndim > 1 else parameter.dtype,
     )
+
+
+def can_gather_by_parameter() -> bool:
+    """Whether this torch can gather the parameters of one block in several types (2.15 and later).
+
+    Earlier ones would round the scales of norms with the matrices, which autocast leaves alone.
+    """
+    return "param_dtype_override_fn" in {field.name for field in fields(MixedPrecisionPolicy)}

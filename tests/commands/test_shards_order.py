@@ -105,7 +105,10 @@ def test_for_people_a_block_a_step(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--ranks", "3"), "batch size 8: must be divisible by the 3 ranks; the nearest valid values are 6 a"),
+        (
+            ("--ranks", "3"),
+            "batch size 8: must be divisible by the 3 ranks; the nearest valid values are 6 a",
+        ),
         (("--workers", "3"), "nearest valid value is 2"),
         (("--ranks", "0"), "at least 1 rank"),
         (("--steps", "7:5"), "A below B"),
