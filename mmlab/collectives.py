@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -10,6 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+# torch 2.14 renamed these two, and warns at each call by the old names.
+_all_gather: Callable[[Tensor, Tensor], Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter: Callable[[Tensor, Tensor], Any] = getattr(
+    dist, "reduce_scatter_single", dist.reduce_scatter_tensor
+)
 
 
 def world_size() -> int:
@@ -29,7 +36,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.rows = len(tensor)
         gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
-        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        _all_gather(gathered, tensor.contiguous())
         return gathered
 
     @staticmethod
@@ -38,7 +45,7 @@ class _Gather(torch.autograd.Function):
         summed = gradients[0].contiguous().clone()
         if dist.get_backend() == "nccl":
             own = summed.new_empty((ctx.rows, *summed.shape[1:]))
-            dist.reduce_scatter_tensor(own, summed)
+            _reduce_scatter(own, summed)
             return own
         dist.all_reduce(summed)
         return summed[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -13,7 +13,7 @@ from mmlab.adaptation import trial
 from mmlab.adaptation.graft import Graft, graft, leave_fast_path
 from mmlab.adaptation.method import EncoderMethod
 from mmlab.models.blocks import find_blocks
-from mmlab.models.language_model import LanguageModel
+from mmlab.models.network import Network
 
 
 class Prompts(EncoderMethod):
@@ -51,9 +51,9 @@ class Prompts(EncoderMethod):
                 f"prompts: {name} is neither an encoder nor a language model, so its tokens cannot be seen: "
                 "adapt the whole encoder, or use lora"
             )
-        if isinstance(network, LanguageModel) and network.packing:
+        if isinstance(network, Network) and network.packing:
             raise ValueError(
-                f"prompts: {network.name} runs samples as one sequence, and the prompts would stand before "
+                f"prompts: {name} runs samples as one sequence, and the prompts would stand before "
                 "the first alone: set packing of the language model to false, or use prefix"
             )
         embedding = [module for module in network.modules() if trial.embedding(module) is not None]
@@ -133,7 +133,8 @@ class PromptedModel(Graft):
         positions = kwargs.get("position_ids")
         if positions is not None:
             kwargs["position_ids"] = positions + prompts
-        cache = kwargs.get("past_key_values")
+        # transformers 5.24 renamed it.
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         if cache is not None and cache.get_seq_length() > 0:
             # The cache holds the prompts already.
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)

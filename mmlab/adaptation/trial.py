@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmlab.models.encoders.encoder import Encoder
-from mmlab.models.language_model import LanguageModel
+from mmlab.models.network import Network
 
 
 class Call(NamedTuple):
@@ -23,8 +22,8 @@ class Call(NamedTuple):
 
 
 def can_run(network: nn.Module) -> bool:
-    """Whether there is an input to try a network on: it is an encoder or reads token ids."""
-    return isinstance(network, Encoder | LanguageModel) or embedding(network) is not None
+    """Whether there is an input to try a network on: it is an encoder, a language model, or reads token ids."""
+    return isinstance(network, Network) or embedding(network) is not None
 
 
 def embedding(network: nn.Module) -> nn.Embedding | None:
@@ -37,15 +36,14 @@ def embedding(network: nn.Module) -> nn.Embedding | None:
 def run(network: nn.Module) -> None:
     """Run a network on a blank input, in evaluation mode and without gradient; its modes stay as they are."""
     assert can_run(network)
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with _evaluation(network), torch.no_grad():
-        if isinstance(network, Encoder):
-            network(network.example().to(device))
+        if isinstance(network, Network):
+            network.try_out()
             return
-        reader = network.backbone if isinstance(network, LanguageModel) else network
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-        config: Any = reader.config
-        reader(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
+        config: Any = network.config
+        network(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))
 
 
 def calls(network: nn.Module, modules: Iterable[nn.Module]) -> list[Call]:

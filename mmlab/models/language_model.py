@@ -51,6 +51,11 @@ class LanguageModel(Network):
         found = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
         return None if found is None else int(found)
 
+    def try_out(self) -> None:
+        """Run on two tokens, without packing."""
+        device = self.backbone.get_input_embeddings().weight.device
+        self.backbone(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device), use_cache=False)
+
     def decode(self, ids: Int64[Tensor, " tokens"]) -> str:
         """Text of token ids, without special tokens."""
         if self._tokenizer is None:

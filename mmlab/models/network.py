@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import nn
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that comes with weights of its own: an encoder, a language model.
 
     Adaptation, layer-wise learning rates, recomputing and compiling take each for one whole, find its blocks
     from its structure, and leave what stands around it (projections, heads) alone.
     """
+
+    packing = False
+    """Whether it runs samples as one sequence, without padding."""
+
+    @abstractmethod
+    def try_out(self) -> None:
+        """Run on the smallest input that it takes, so that hooks see what it calls."""

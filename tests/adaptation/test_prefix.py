@@ -101,10 +101,8 @@ def test_a_language_model_as_with_a_cache_that_was_filled_before() -> None:
             part.expand(2, -1, -1, -1) for part in (layer.self_attn.prefix_key, layer.self_attn.prefix_value)
         )
         cache.update(*own, number)
-    expected = plain(
-        input_ids=ids, past_key_values=cache, position_ids=torch.arange(6)[None],
-        attention_mask=torch.ones(2, 9, dtype=torch.int64),
-    ).logits  # fmt: skip
+    # In the order of the parameters: transformers 5.24 renamed that of the cache.
+    expected = plain(ids, torch.ones(2, 9, dtype=torch.int64), torch.arange(6)[None], cache).logits
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ class Encoded(NamedTuple):
     """True at tokens that stand for something; each row has at least one."""
 
 
-class Encoder(Network, ABC):
+class Encoder(Network):
     """Turns the rows of one modality into token features.
 
     The rows of absent samples are encoded too (see :class:`mmlab.batch.Input`); whoever reads the result
@@ -55,6 +55,11 @@ class Encoder(Network, ABC):
         if mask is None:
             mask = torch.ones(inputs.data.shape[:2], dtype=torch.bool, device=inputs.data.device)
         return Encoded(inputs.data.to(dtype), mask)
+
+    def try_out(self) -> None:
+        """Run on :meth:`example`."""
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        self(self.example().to(device))
 
     def example(self) -> Input:
         """The smallest blank input that the encoder takes, for looking at what it computes; on the CPU.
