@@ -24,7 +24,7 @@ ROOMS = {
     "data": {"batch", "collectives", "assets.*"},
     "models": {"batch", "collectives", "assets.*"},
     "objectives": {"batch", "collectives"},
-    "metrics": {"batch", "collectives"},
+    "metrics": {"batch", "collectives", "assets.*"},
     "assets": set(),
     "sources": {"data.shards", "data.source", "assets.*"},
     "adaptation": {
@@ -60,6 +60,7 @@ HOMES = {
     },
     "timm": {"models.*", "assets.*"},
     "peft": {"adaptation.*"},
+    "sacrebleu": {"metrics.sacre_bleu"},
     "wandb": {"callbacks.*", "runs.*"},
 }  # fmt: skip
 """The only modules that may import a third party, at their top or inside a function."""
