@@ -7,8 +7,10 @@ from pathlib import Path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `mmlab runs consolidate`."""
-    parser = verbs.add_parser("runs", help="what runs have left behind: consolidate checkpoints")
+    """Add `mmlab runs consolidate | judge`."""
+    parser = verbs.add_parser(
+        "runs", help="what runs have left behind: consolidate checkpoints, judge answers"
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     consolidate = actions.add_parser(
         "consolidate",
@@ -25,6 +27,45 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     consolidate.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     consolidate.set_defaults(run=_consolidate)
+    _add_judge(actions)
+
+
+def _add_judge(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    judge = actions.add_parser(
+        "judge",
+        help="score answers by a retrieval run: CLIPScore, with and without references",
+        description="Scores what a language model has said of pictures or sounds by a retrieval run that has "
+        "aligned these with text: CLIPScore, 2.5 max(cosine, 0), with its 95 % interval over groups. Beside "
+        "it stand the scores of references and of answers to other samples, and RefCLIPScore. Samples are "
+        "those of the run's own split that has the keys, read as the run reads them. Compare only what the "
+        "same run has judged.",
+    )
+    judge.add_argument(
+        "run_directory",
+        type=Path,
+        metavar="RUN",
+        help="run directory of a retrieval run; its best checkpoint",
+    )
+    judge.add_argument(
+        "answers", type=Path, metavar="ANSWERS",
+        help="predictions/answers.jsonl (or .json) of `mmlab predict`: records with key and answer",
+    )  # fmt: skip
+    judge.add_argument(
+        "--references", metavar="FIELD", help="such as json.captions.en; default: the texts that RUN reads"
+    )
+    judge.add_argument(
+        "--data", action="append", metavar="SHARDS",
+        help="where the samples are, if not in a split of RUN; may be repeated",
+    )  # fmt: skip
+    judge.add_argument("--json", action="store_true", help="one line of JSON")
+    judge.set_defaults(run=_judge)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    # As heavy as training.
+    from mmlab.commands import runs_judge
+
+    return runs_judge.run(arguments)
 
 
 def _consolidate(arguments: argparse.Namespace) -> int:
