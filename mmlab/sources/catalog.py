@@ -16,6 +16,7 @@ SOURCES = {
     "flickr8k": "mmlab.sources.flickr.Flickr8k",
     "generated": "mmlab.sources.generated.Generated",
     "gqa": "mmlab.sources.gqa.Gqa",
+    "meld": "mmlab.sources.meld.Meld",
     "multi30k": "mmlab.sources.multi30k.Multi30k",
     "nlvr": "mmlab.sources.nlvr.Nlvr",
     "nlvr2": "mmlab.sources.nlvr2.Nlvr2",
