@@ -73,7 +73,7 @@ class Ranks:
             pipe.send((function, arguments))
         answers = []
         for pipe in self.pipes:
-            assert pipe.poll(120), f"{function.__name__}: a rank hangs"
+            assert pipe.poll(400), f"{function.__name__}: a rank hangs"
             answers.append(pipe.recv())
         for fine, answer in answers:
             assert fine, answer

@@ -22,7 +22,7 @@ class Call(NamedTuple):
 
 
 def can_run(network: nn.Module) -> bool:
-    """Whether there is an input to try a network on: it is an encoder, a language model, or reads token ids."""
+    """Whether there is an input to try it on: it is an encoder, a language model, or reads token ids."""
     return isinstance(network, Network) or embedding(network) is not None
 
 

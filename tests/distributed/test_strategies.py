@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmlab import collectives
-from mmlab.parallel.sharding import shard
+from mmlab.parallel.sharding import can_gather_by_parameter, shard
 from mmlab.parallel.strategies import DistributedDataParallel, FullySharded
 
 pytestmark = [
@@ -130,7 +130,8 @@ def gathered_types(dtype: torch.dtype | None) -> dict[str, torch.dtype]:
 def test_matrices_of_blocks_travel_in_the_type_of_autocast(ranks: Any) -> None:
     single, half = torch.float32, torch.bfloat16
     for found in ranks(gathered_types, half):
-        assert found == {"matrix": half, "vector": single, "around": single, "gradient": single}
+        matrix = half if can_gather_by_parameter() else single
+        assert found == {"matrix": matrix, "vector": single, "around": single, "gradient": single}
     for found in ranks(gathered_types, None):
         assert set(found.values()) == {single}
 
@@ -139,9 +140,11 @@ def test_under_autocast_shards_equal_copies(ranks: Any, tmp_path: Path) -> None:
     """They round the same numbers: what autocast turns into bfloat16 is gathered as that."""
     copies, _ = ranks(run, tmp_path, tmp_path, Fit(strategy="ddp", steps=3, precision="bf16-mixed"))
     shards, _ = ranks(run, tmp_path, tmp_path, Fit(strategy="fsdp2", steps=3, precision="bf16-mixed"))
-    assert shards.losses == pytest.approx(copies.losses, abs=1e-5)
+    # Where each rounds for itself, a number between two of bfloat16 (2^-9 apart) may fall to either side.
+    tolerance = 1e-5 if can_gather_by_parameter() else 1e-3
+    assert shards.losses == pytest.approx(copies.losses, abs=tolerance)
     for name, value in copies.weights.items():
-        torch.testing.assert_close(shards.weights[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(shards.weights[name], value, rtol=0, atol=tolerance)
 
 
 class Writer(nn.Module):
