@@ -87,7 +87,8 @@ class AnswerPage(Callback):
     """Shows what the model says of the same samples at every validation and at the test.
 
     `answers-val.html` and `answers-test.html` in the run directory, and a Weights & Biases table. The samples
-    are spread evenly over the split, whatever the model makes of them.
+    are spread evenly over the split, whatever the model makes of them. Where the answer is a part of what was
+    said, all of that is shown.
 
     Args:
         samples: How many.
@@ -138,9 +139,14 @@ def _section(answered: Any, shown: Any) -> str:
     return (
         f"<div class=row><div class='card query'>{media}<div class=note>{html.escape(shown.key)}</div></div>"
         f"<div class='card wide'>{asked}</div><span class=arrow>&rarr;</span>"
-        f"<div class='card wide {'right' if right else ''}'>{html.escape(answered.prediction)}"
+        f"<div class='card wide {'right' if right else ''}'>{html.escape(_said(answered))}"
         f"<div class=note>{html.escape(references)}</div></div></div>"
     )
+
+
+def _said(answered: Any) -> str:
+    whole: str = answered.prediction if answered.whole is None else answered.whole
+    return whole
 
 
 def _log(logger: RunLogger, rows: Sequence[tuple[Any, Any]], *, split: str, step: int) -> None:
@@ -149,6 +155,6 @@ def _log(logger: RunLogger, rows: Sequence[tuple[Any, Any]], *, split: str, step
     for answered, shown in rows:
         picture = wandb.Image(open_picture(shown.images[0])) if shown.images else None
         asked = shown.texts[0] if shown.texts else ""
-        table.add_data(shown.key, picture, asked, answered.prediction, "; ".join(answered.references[:5]))
+        table.add_data(shown.key, picture, asked, _said(answered), "; ".join(answered.references[:5]))
     values: Mapping[str, Any] = {f"{split}/answers": table}
     logger.experiment.log(dict(values), commit=False)

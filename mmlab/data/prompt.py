@@ -22,8 +22,11 @@ from mmlab.data.reader import Reader, Rows, pad, pick
 
 _TOKEN = re.compile(r"\{([^{}]+)\}|<(image|audio|signal)>")
 _EACH = "each."
+_ALL = "all "
 _MAX_TURNS = 1000
 """Of a sample."""
+_MAX_CHOICES = 1000
+"""Of a sample; each is a row of text."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Prompt:
     """Templates of a question and its answer.
 
     `{path}` is a field of the sample (`{json.question}`, `{txt}`), of whose values training draws one and
-    evaluation takes the first; `{each.path}` a field of each turn, where the reader has `each`. `<image>`,
-    `<audio>` and `<signal>` stand for the sample's next row of that modality.
+    evaluation takes the first; `{all path}` is all of them, with semicolons between; `{each.path}` a field of
+    each turn, where the reader has `each`. `<image>`, `<audio>` and `<signal>` stand for the sample's next
+    row of that modality.
     """
 
     user: str
@@ -45,7 +49,8 @@ class Prompt:
     def fields(self) -> list[str]:
         """Fields that the templates name."""
         templates = self.opening + self.user + self.assistant
-        return list(dict.fromkeys(field for field, _ in _TOKEN.findall(templates) if field))
+        found = (field.removeprefix(_ALL) for field, _ in _TOKEN.findall(templates) if field)
+        return list(dict.fromkeys(found))
 
 
 class MissingFieldError(BrokenMember):
@@ -66,6 +71,7 @@ class PromptReader(Reader):
         *,
         prompts: list[Prompt],
         each: str | None = None,
+        choices: str | list[str] | None = None,
         system: str | None = None,
         max_length: int = 512,
         max_turns: int = 16,
@@ -78,12 +84,16 @@ class PromptReader(Reader):
             each: Field that holds a list of turns (`json.questions`), each with fields of its own. A sample
                 without it is one turn, whose fields are those beside it (`json`). Training draws the turns
                 and their order; evaluation takes the first.
+            choices: What evaluation chooses among, each in the place of the answer: a field that holds them
+                (`json.choices`), or the texts themselves. Training sees the right answer alone. None: answers
+                are said, not chosen.
             system: First message of every conversation; None leaves it to the chat template.
             max_length: In tokens, media not counted; longer samples are skipped and counted.
             max_turns: Of a conversation in training.
 
         Raises:
-            ValueError: A template without an answer, or with a field that is no path.
+            ValueError: A template without an answer, or with a field that is no path; choices that leave
+                nothing to choose, or that cannot stand for the answer.
         """
         for prompt in prompts:
             if not _TOKEN.search(prompt.assistant) and prompt.assistant == "":
@@ -95,9 +105,26 @@ class PromptReader(Reader):
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.each = each
+        self.choices = choices
         self.system = system
         self.max_length = max_length
         self.max_turns = max_turns
+        if choices is not None:
+            self._check_choices(choices)
+
+    def _check_choices(self, choices: str | list[str]) -> None:
+        if isinstance(choices, str):
+            if self.each is None and choices.startswith(_EACH):
+                raise ValueError(f"choices: {choices} needs `each`, the field that holds the turns")
+        elif len(choices) < 2 or not all(text.strip() for text in choices):
+            raise ValueError(f"choices: {choices}: give two texts at least, none of them empty")
+        for prompt in self.prompts:
+            found = _TOKEN.fullmatch(prompt.assistant)
+            if found is None or found[1] is None or found[1].startswith(_ALL):
+                raise ValueError(
+                    f"prompts: assistant {prompt.assistant!r} with choices, each of which is a whole answer: "
+                    "leave nothing in it but the field of the right one, such as {json.answer}"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process builds its own tokenizer: one that has been used may hold threads.
@@ -139,7 +166,10 @@ class PromptReader(Reader):
         return []
 
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
-        """One conversation; in evaluation, an answer may be missing and is then not there."""
+        """One conversation; in evaluation, an answer may be missing and is then not there.
+
+        With choices, evaluation has a conversation for each, in their order.
+        """
         possible: list[list[Turn]] = []
         problem: BrokenMember | None = None
         for prompt in self.prompts:
@@ -151,14 +181,36 @@ class PromptReader(Reader):
             assert problem is not None
             raise problem
         turns = possible[0 if rng is None else pick(len(possible), rng)]
+        if rng is not None or self.choices is None:
+            return (self._row(turns, shorten=rng is not None),)
+        *before, last = turns
+        chosen = [last._replace(assistant=choice) for choice in self._choices(members)]
+        return tuple(self._row([*before, turn], shorten=False) for turn in chosen)
+
+    def _row(self, turns: list[Turn], *, shorten: bool) -> Int64[Tensor, "tokens two"]:
+        """Tokenize a conversation; turns that are too much are left out where that may be."""
         while True:
             encoding = self._format.encode(turns)
             if len(encoding.ids) <= self.max_length:
-                break
-            if rng is None or len(turns) == 1:
+                return torch.tensor([encoding.ids, encoding.target], dtype=torch.int64).T.contiguous()
+            if not shorten or len(turns) == 1:
                 raise BrokenMember(f"{len(encoding.ids)} tokens, above max_length {self.max_length}")
             turns = turns[:-1]
-        return (torch.tensor([encoding.ids, encoding.target], dtype=torch.int64).T.contiguous(),)
+
+    def _choices(self, members: Mapping[str, bytes]) -> list[str]:
+        """What there is to choose among."""
+        if not isinstance(self.choices, str):
+            found = self.choices or []
+        else:
+            values = _values(self.choices, members, self._entries(members, None)[0])
+            found = [_text(value, self.choices) for value in values]
+        if not 2 <= len(found) <= _MAX_CHOICES:
+            limit = "fewer than 2" if len(found) < 2 else f"more than {_MAX_CHOICES}"
+            raise BrokenMember(f"{limit} choices")
+        stripped = [text.strip() for text in found]
+        if "" in stripped:
+            raise BrokenMember("an empty choice")
+        return stripped
 
     def check(self, rows: Mapping[Modality, Sequence[Tensor]]) -> None:
         """Raise BrokenMember unless a sample has as many media as its conversation names."""
@@ -253,14 +305,26 @@ def _pieces(
 
 
 def _value(field: str, members: Mapping[str, bytes], entry: bytes | None, rng: Random | None) -> str:
-    """One value of a field, as text."""
+    """One value of a field, as text; or all of them."""
+    if field.startswith(_ALL):
+        path = field.removeprefix(_ALL)
+        return "; ".join(_text(value, path) for value in _values(path, members, entry))
+    values = _values(field, members, entry)
+    return _text(values[0 if rng is None else pick(len(values), rng)], field)
+
+
+def _values(field: str, members: Mapping[str, bytes], entry: bytes | None) -> list[Any]:
+    """All values of a field, at least one."""
     if field.startswith(_EACH) and entry is not None:
         values = read_field({"each": entry}, field)
     else:
         values = read_field(members, field)
     if not values:
         raise MissingFieldError(f"no {field}")
-    value = values[0 if rng is None else pick(len(values), rng)]
+    return values
+
+
+def _text(value: Any, field: str) -> str:
     if isinstance(value, dict):
         raise BrokenMember(f"{field} is an object")
     return value if isinstance(value, str) else json.dumps(value)

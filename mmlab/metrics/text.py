@@ -7,11 +7,9 @@ import string
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 from torchmetrics import Metric
 
 from mmlab import collectives
@@ -27,17 +25,27 @@ class Answered(NamedTuple):
     references: tuple[str, ...]
     group: str
     """Samples of one group (questions about one picture) are resampled together."""
+    whole: str | None = None
+    """All that was said, where the prediction is a part of it."""
+    loss: float = 0.0
+    """-log p of the right answer, summed over its tokens; 0 where no score asks for it."""
+    tokens: int = 0
+    """How many tokens that is."""
 
 
 class TextScore(ABC):
     """Scores of all answers of an evaluation."""
+
+    of_losses: ClassVar[bool] = False
+    """Whether it scores how likely the right answers are, not what was said; evaluation then runs the model
+    once more."""
 
     @abstractmethod
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
         """Numbers by name; of the main one an interval too, as `<name>_low` and `<name>_high`.
 
         Args:
-            answers: At least one, in the order of their places.
+            answers: At least one, in the order of their places; those that have references, or losses.
         """
 
 
@@ -61,16 +69,9 @@ class TextMetrics(Metric):
         super().reset()
         self._answers = []
 
-    def update(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        places: Int64[Tensor, " samples"],
-        groups: Sequence[str],
-    ) -> None:
+    def update(self, answers: Sequence[Answered]) -> None:
         """Keep the answers of a batch."""
-        for said, right, place, group in zip(predictions, references, places.tolist(), groups, strict=True):
-            self._answers.append(Answered(place, said, tuple(right), group))
+        self._answers += answers
 
     def answered(self) -> list[Answered]:
         """The answers of all ranks in the order of their places; every rank must call it."""
@@ -78,11 +79,13 @@ class TextMetrics(Metric):
         return [gathered[place] for place in sorted(gathered)]
 
     def compute(self) -> dict[str, float]:
-        """All scores; without references there are none. Every rank must call it."""
-        answers = [one for one in self.answered() if one.references]
+        """All scores of what has references, and of what has losses. Every rank must call it."""
+        answers = self.answered()
         found: dict[str, float] = {}
-        for score in self.scores if answers else []:
-            found |= score(answers)
+        for score in self.scores:
+            scored = [one for one in answers if (one.tokens > 0 if score.of_losses else one.references)]
+            if scored:
+                found |= score(scored)
         return found
 
 

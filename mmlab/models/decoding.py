@@ -1,20 +1,80 @@
-"""How a language model chooses what it says."""
+"""How a language model answers: it says what comes next, or chooses among what it is given."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+
+from mmlab.batch import NOBODY, Batch
+from mmlab.models.multimodal_lm import MultimodalLM, Said
+
+
+class Spoken(NamedTuple):
+    """What a language model answers to one sample."""
+
+    sample: int
+    """Number in its batch."""
+    ids: Int64[Tensor, " tokens"]
+
+
+class Answering(ABC):
+    """A way to answer."""
+
+    chooses: ClassVar[bool]
+    """Whether it needs samples that bring choices, each a row of text; other ways need one row a sample."""
+
+    @abstractmethod
+    def answer(self, model: MultimodalLM, batch: Batch, *, together: bool = False) -> list[Spoken]:
+        """Answer every sample that has text; every rank must call it as often.
+
+        Args:
+            model: What answers.
+            batch: With text.
+            together: See :meth:`mmlab.models.language_model.LanguageModel.generate`.
+
+        Raises:
+            ValueError: Samples bring choices where it does not choose, or none where it does.
+        """
+
+    def check(self, *, choices: bool) -> None:
+        """Raise ValueError unless it goes with prompts that bring `choices`, or none."""
+        if choices and not self.chooses:
+            raise ValueError(
+                "the prompts bring choices, but model.decoding says how answers are generated: set it to "
+                "{normalize: tokens}, or leave data.text.choices out"
+            )
+        if self.chooses and not choices:
+            raise ValueError(
+                "model.decoding chooses, but the prompts bring nothing to choose among: set "
+                "data.text.choices, or give decoding settings of generation"
+            )
+
+    def rows(self, batch: Batch) -> dict[int, list[int]]:
+        """The rows of text that each sample owns."""
+        found: dict[int, list[int]] = {}
+        for row, owner in enumerate([] if batch.text is None else batch.text.owner.tolist()):
+            if owner != NOBODY:
+                found.setdefault(owner, []).append(row)
+        for own in found.values():
+            self.check(choices=len(own) > 1)
+        return found
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Answering):
     """Settings of generation.
 
     Raises:
         ValueError: If a setting is out of its range.
     """
 
+    chooses: ClassVar[bool] = False
     max_new_tokens: int = 32
     """Longest answer."""
     num_beams: int = 1
@@ -58,3 +118,60 @@ class Decoding:
             pad_token_id=padding,
             **drawn,
         )
+
+    def answer(self, model: MultimodalLM, batch: Batch, *, together: bool = False) -> list[Spoken]:
+        """Generate what follows each prompt."""
+        rows = self.rows(batch)
+        settings = self.settings(model.language.backbone)
+        ids = model.generate(batch, settings=settings, together=together)
+        return [Spoken(sample, ids[own[0]]) for sample, own in rows.items()]
+
+
+@dataclass(frozen=True)
+class Choosing(Answering):
+    """Settings of choosing: the answer is the likeliest of the choices that a sample brings.
+
+    One forward pass over a batch gives the log-probability of every token of every choice, what ends it
+    included (Brown et al. 2020, arXiv:2005.14165, section 2.4). Of equally likely ones it takes the first.
+    """
+
+    chooses: ClassVar[bool] = True
+    normalize: Literal["tokens", "none"] = "tokens"
+    """What is compared: the mean of the log-probabilities over the tokens of a choice, or (`none`) their sum,
+    which is log p(choice) and favours short choices."""
+
+    def answer(self, model: MultimodalLM, batch: Batch, *, together: bool = False) -> list[Spoken]:
+        """Take the likeliest choice of each sample."""
+        rows = self.rows(batch)
+        said: Said = model(batch)
+        assert batch.text is not None, "the model has read it"
+        found = likelihood(said, len(batch.text.owner))
+        score = found.log_probability
+        if self.normalize == "tokens":
+            score = score / found.tokens.clamp(min=1)
+        scores = score.tolist()
+        best = {sample: max(own, key=scores.__getitem__) for sample, own in rows.items()}
+        return [Spoken(sample, said.token[said.row == row]) for sample, row in best.items()]
+
+
+class Likelihood(NamedTuple):
+    """How likely a model holds what it is to say."""
+
+    log_probability: Float[Tensor, " rows"]
+    """Of all that is to be said in each row; 0 where that is nothing."""
+    tokens: Int64[Tensor, " rows"]
+    """How many tokens that is."""
+
+
+def likelihood(said: Said, rows: int) -> Likelihood:
+    """Sum the log-probabilities of the tokens to be said over each row of text, in float32.
+
+    Args:
+        said: What the model thinks of them.
+        rows: Number of all rows, those with nothing to say included.
+    """
+    log_probability = -F.cross_entropy(said.logits.float(), said.token, reduction="none")
+    return Likelihood(
+        log_probability.new_zeros(rows).index_add_(0, said.row, log_probability),
+        said.row.new_zeros(rows).index_add_(0, said.row, said.row.new_ones(len(said.row))),
+    )

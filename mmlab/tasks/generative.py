@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
 
 from mmlab import collectives
 from mmlab.adaptation.policy import Policy
-from mmlab.batch import NOBODY, Batch
-from mmlab.metrics.text import TextMetrics, TextScore
-from mmlab.models.decoding import Decoding
+from mmlab.batch import Batch, Modality
+from mmlab.metrics.text import Answered, TextMetrics, TextScore
+from mmlab.models.decoding import Choosing, Decoding, Likelihood, likelihood
 from mmlab.models.multimodal_lm import MultimodalLM
 from mmlab.objectives.loss import Loss
 from mmlab.objectives.sequence import TokenCrossEntropy
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
-
-_DECODING = Decoding()
 
 
 class Answer(NamedTuple):
@@ -31,6 +29,9 @@ class Answer(NamedTuple):
     place: int
     """See :attr:`mmlab.batch.Batch.place`."""
     text: str
+    """The answer."""
+    whole: str | None = None
+    """All that was said, where the answer is the end of it."""
 
 
 class GenerativeTask(BaseTask):
@@ -42,7 +43,13 @@ class GenerativeTask(BaseTask):
         adaptation: Which parameters are trained.
         scores: What answers are measured by; None: what is usual for the task.
         objective: The loss of the tokens to be said.
-        decoding: How answers are generated in evaluation.
+        decoding: How evaluation gets an answer: settings of generation, or of choosing among the choices that
+            the prompts bring. None: the usual ones of generation.
+        answer_after: What stands behind the last occurrence of this text in what was said is the answer that
+            is scored and written, all of it where it does not occur. None: all of it.
+
+    Raises:
+        ValueError: Settings that do not go together.
     """
 
     model: MultimodalLM
@@ -55,12 +62,36 @@ class GenerativeTask(BaseTask):
         adaptation: Policy,
         scores: list[TextScore] | None = None,
         objective: TokenCrossEntropy | None = None,
-        decoding: Decoding = _DECODING,
+        decoding: Decoding | Choosing | None = None,
+        answer_after: str | None = None,
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.objective = TokenCrossEntropy() if objective is None else objective
         self.scores = self.usual_scores() if scores is None else scores
-        self.decoding = decoding
+        self.decoding = Decoding() if decoding is None else decoding
+        self.answer_after = answer_after
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        if self.answer_after == "":
+            raise ValueError("answer_after is empty: give the text before the answer, or leave it out")
+        of_losses = [type(score).__name__ for score in self.scores if score.of_losses]
+        if self.decoding.chooses and of_losses:
+            raise ValueError(
+                f"scores: {of_losses[0]} needs prompts with the right answer, but decoding chooses among "
+                "prompts with each choice: take it out, or give decoding settings of generation"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Refuse prompts that do not go with `decoding`, before anything runs.
+
+        Raises:
+            ValueError: They bring choices and it does not choose, or the reverse.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for reader in getattr(data, "readers", ()):  # other data show themselves at the first batch
+            if reader.modality is Modality.TEXT:
+                self.decoding.check(choices=getattr(reader, "choices", None) is not None)
 
     @abstractmethod
     def usual_scores(self) -> list[TextScore]:
@@ -75,24 +106,39 @@ class GenerativeTask(BaseTask):
         return TextMetrics(self.scores)
 
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
-        """Generate answers, and keep them beside what they may be."""
-        answers = self.predict(batch)
-        metrics.update(
-            [answer.text for answer in answers],
-            [batch.references[answer.sample] if batch.references else () for answer in answers],
-            torch.tensor([answer.place for answer in answers], dtype=torch.int64),
-            [str(int(batch.group[answer.sample])) for answer in answers],
-        )
+        """Get answers, and keep them beside what they may be."""
+        answers, known = self.predict(batch), self._likelihood(batch)
+        answered = []
+        for answer in answers:
+            one = Answered(
+                answer.place,
+                answer.text,
+                references=batch.references[answer.sample] if batch.references else (),
+                group=str(int(batch.group[answer.sample])),
+                whole=answer.whole,
+            )
+            if known is not None:  # what does not choose has one row for each sample
+                loss = -float(known.log_probability[answer.sample])
+                one = one._replace(loss=loss, tokens=int(known.tokens[answer.sample]))
+            answered.append(one)
+        metrics.update(answered)
+
+    @torch.no_grad()
+    def _likelihood(self, batch: Batch) -> Likelihood | None:
+        """How likely the right answers are, where a score asks."""
+        if not any(score.of_losses for score in self.scores):
+            return None
+        found = likelihood(self(batch), len(batch))
+        return Likelihood(found.log_probability.cpu(), found.tokens.cpu())
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Answer]:
         """What the model says of each valid sample."""
-        assert batch.text is not None, "a prompt is text"
-        language = self.model.language
         sharded = self.device_mesh is not None and collectives.world_size() > 1
-        ids = self.model.generate(batch, settings=self.decoding.settings(language.backbone), together=sharded)
-        return [
-            Answer(owner, batch.keys[owner], int(batch.place[owner]), language.decode(row))
-            for owner, row in zip(batch.text.owner.tolist(), ids, strict=True)
-            if owner != NOBODY and bool(batch.valid[owner])
-        ]
+        answers = []
+        for sample, ids in self.decoding.answer(self.model, batch, together=sharded):
+            text, whole = self.model.language.decode(ids), None
+            if self.answer_after is not None:
+                text, whole = text.rpartition(self.answer_after)[2].strip(), text
+            answers.append(Answer(sample, batch.keys[sample], int(batch.place[sample]), text, whole))
+        return answers

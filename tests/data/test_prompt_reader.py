@@ -219,3 +219,102 @@ def test_a_reader_pickles_after_it_was_used(make: Callable[..., PromptReader]) -
     sample = members(question="Which?", answer="red")
     rows = reader.read(sample, None)
     assert torch.equal(pickle.loads(pickle.dumps(reader)).read(sample, None)[0], rows[0])
+
+
+CHOICES = ["red", " dark blue ", "lime"]
+
+
+def test_evaluation_has_a_row_for_each_choice_and_training_the_right_answer(
+    make: Callable[..., PromptReader],
+) -> None:
+    reader = make(QUESTION, choices="json.choices")
+    sample = members(question="Which?", answer="lime", choices=CHOICES)
+    rows = reader.read(sample, None)
+    asked = "<|start|>user\n[image]Which?<|end|>\n<|start|>assistant\n"
+    assert [texts(row) for row in rows] == [
+        (asked + said, said) for said in ("red<|end|>", "dark blue<|end|>", "lime<|end|>")
+    ]
+    (row,) = reader.read(sample, Random(0))
+    assert texts(row) == (asked + "lime<|end|>", "lime<|end|>")
+    picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    reader.check({Modality.TEXT: rows, Modality.IMAGE: (picture,)})  # each row has the one picture
+    with pytest.raises(BrokenMember, match="1 x <image> for 2 in the sample"):
+        reader.check({Modality.TEXT: rows, Modality.IMAGE: (picture, picture)})
+
+
+def test_choices_need_no_answer_and_may_be_the_same_for_all_samples(
+    make: Callable[..., PromptReader],
+) -> None:
+    reader = make(QUESTION, choices=["true", "false"])
+    rows = reader.read(members(question="Is it?"), None)
+    assert [texts(row)[1] for row in rows] == ["true<|end|>", "false<|end|>"]
+    with pytest.raises(BrokenMember, match=r"no json\.answer"):
+        reader.read(members(question="Is it?"), Random(0))
+
+
+def test_rows_of_choices_belong_to_their_sample(make: Callable[..., PromptReader]) -> None:
+    reader = make(QUESTION, choices="json.choices")
+    samples = [
+        Sample("a", 0, 1, rows={Modality.TEXT: reader.read(members(question="A?", choices=[1, True]), None)}),
+        Sample("b", 1, 2, valid=False),
+        Sample("c", 2, 3, rows={Modality.TEXT: reader.read(members(question="C?", choices=CHOICES), None)}),
+    ]
+    text = collate(samples, [reader, ImageReader(8)]).text
+    assert text is not None
+    assert text.owner.tolist() == [0, 0, NOBODY, 2, 2, 2]
+    assert text.target is not None
+    assert text.target.any(dim=1).tolist() == [True, True, False, True, True, True]
+
+
+def test_of_turns_the_first_is_asked_with_its_own_choices(make: Callable[..., PromptReader]) -> None:
+    reader = make(EACH, each="json.questions", choices="each.choices")
+    turns = [{"question": f"q{n}", "answer": "a", "choices": [f"x{n}", f"y{n}"]} for n in range(3)]
+    rows = reader.read(members(questions=turns), None)
+    assert [texts(row)[1] for row in rows] == ["x0<|end|>", "y0<|end|>"]
+    assert all("q0" in texts(row)[0] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (["red"], "fewer than 2 choices"),
+        ("red", "fewer than 2 choices"),
+        (["red", "  "], "an empty choice"),
+        ([], r"no json\.choices"),
+        ([{"text": "red"}, {"text": "blue"}], r"json\.choices is an object"),
+        (["red"] * 1001, "more than 1000 choices"),
+        (["red", "blue" * 20], "tokens, above max_length 64"),
+    ],
+)
+def test_what_leaves_no_choice_is_said(make: Callable[..., PromptReader], choices: Any, said: str) -> None:
+    reader = make(QUESTION, choices="json.choices", max_length=64)
+    sample = members(question="?", answer="red", choices=choices)
+    with pytest.raises(BrokenMember, match=said):
+        reader.read(sample, None)
+    assert len(reader.read(sample, Random(0))) == 1
+
+
+def test_choices_that_cannot_work_are_refused_at_the_start(make: Callable[..., PromptReader]) -> None:
+    for choices in ([], ["true"], ["true", " "]):
+        with pytest.raises(ValueError, match="give two texts at least, none of them empty"):
+            make(QUESTION, choices=choices)
+    with pytest.raises(ValueError, match=r"each\.choices needs `each`"):
+        make(QUESTION, choices="each.choices")
+    for answer in ("It is {json.answer}.", "true", "<image>", "{all json.answers}"):
+        with pytest.raises(ValueError, match=r"assistant .* with choices, each of which is a whole answer"):
+            make(Prompt("Is it?", answer), choices=["true", "false"])
+
+
+def test_all_values_of_a_field_stand_in_a_prompt(make: Callable[..., PromptReader]) -> None:
+    reader = make(Prompt("{json.question} {all json.choices}?", "{json.solution} It is {json.answer}"))
+    sample = members(question="Which,", answer="red", choices=["red", 2], solution="It glows.")
+    for rng in (None, Random(0)):
+        whole, said = texts(reader.read(sample, rng)[0])
+        assert "Which, red; 2?" in whole
+        assert said == "It glows. It is red<|end|>"
+    assert reader.finds(sample)
+    assert "json.choices" in reader.describe()
+    with pytest.raises(BrokenMember, match=r"no json\.choices"):
+        reader.read(members(question="Which", answer="red", solution="It glows."), Random(0))
+    with pytest.raises(ValueError, match=r"\{each\.choices\} needs `each`"):
+        make(Prompt("{all each.choices}", "{json.answer}"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmlab import collectives
+from mmlab.metrics.perplexity import Perplexity
 from mmlab.metrics.text import (
     Answered,
     AnswerScores,
@@ -22,12 +23,13 @@ from mmlab.metrics.text import (
 
 SAID = ["a red car", "Yes.", "two", "blue", "no", "the dog"]
 RIGHT = [("red car",), ("yes", "yeah"), ("three",), ("blue", "navy"), ("yes",), ("a dog runs",)]
+LOSS = [0.0, 0.1, 7.3, 2.2, 0.7, 1e-9]
+"""Of as many tokens as the number of the answer."""
 
 
 def metrics_of(numbers: list[int]) -> TextMetrics:
-    metrics = TextMetrics([AnswerScores()])
-    places = torch.tensor(numbers, dtype=torch.int64)
-    metrics.update([SAID[n] for n in numbers], [RIGHT[n] for n in numbers], places, [str(n) for n in numbers])
+    metrics = TextMetrics([AnswerScores(), Perplexity()])
+    metrics.update([Answered(n, SAID[n], RIGHT[n], str(n), loss=LOSS[n], tokens=n) for n in numbers])
     return metrics
 
 
@@ -91,9 +93,18 @@ def test_answers_come_in_the_order_of_their_places_and_reset_forgets_them() -> N
     assert metrics.answered() == []
 
 
+def test_losses_are_scored_with_or_without_references() -> None:
+    metrics = TextMetrics([AnswerScores(), Perplexity()])
+    metrics.update([Answered(0, "red", (), "a", loss=2.0, tokens=1)])
+    assert metrics.compute() == {"perplexity": pytest.approx(math.exp(2))}
+    metrics.update([Answered(1, "red", ("red",), "b"), Answered(2, "red", ("red",), "c", loss=1.0, tokens=2)])
+    assert metrics.compute()["perplexity"] == pytest.approx(math.e)
+    assert metrics.compute()["exact_match"] == 1
+
+
 def test_without_references_there_is_no_score() -> None:
-    metrics = TextMetrics([AnswerScores()])
-    metrics.update(["red"], [()], torch.tensor([0]), ["a"])
+    metrics = TextMetrics([AnswerScores(), Perplexity()])
+    metrics.update([Answered(0, "red", (), "a")])
     assert metrics.compute() == {}
     assert [one.prediction for one in metrics.answered()] == ["red"]
 

@@ -3,119 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
+import math
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from PIL import Image
-from tiny_language import tiny_language
+from colour_questions import COLOURS, QUIET, make_data, make_task, make_trainer, write
+from tiny_language import tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from mmlab.adaptation.policy import Policy
-from mmlab.batch import Input, Modality
 from mmlab.callbacks.answers import AnswerPage, AnswerWriter
-from mmlab.data.image import ImageReader
-from mmlab.data.module import ShardData
-from mmlab.data.parts import Splits
-from mmlab.data.plan import Loading
-from mmlab.data.prompt import Prompt, PromptReader
-from mmlab.data.shards import write_shards
+from mmlab.data.prompt import Prompt
+from mmlab.metrics.perplexity import Perplexity
+from mmlab.metrics.text import AnswerScores
 from mmlab.models.decoding import Decoding
-from mmlab.models.encoders.encoder import Encoded, Encoder
-from mmlab.models.language_model import LanguageModel
-from mmlab.models.media import MediaTower
-from mmlab.models.multimodal_lm import MultimodalLM
-from mmlab.optim import Optimization
-from mmlab.tasks.question_answering import QuestionAnsweringTask
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*in eval mode"),
-    pytest.mark.filterwarnings("ignore:Attribute .* is an instance of"),
-    pytest.mark.filterwarnings("ignore:.*infer the batch indices"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
-
-
-class MeanColour(Encoder):
-    """One token: the mean colour of a picture."""
-
-    modality = Modality.IMAGE
-    dim = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, self.dim)
-
-    def encode(self, inputs: Input) -> Encoded:
-        tokens = self.layer(inputs.data.float().mean(dim=(2, 3)) / 255)[:, None]
-        return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-
-
-COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "lime": (0, 255, 0), "white": (255, 255, 255)}
+pytestmark = [pytest.mark.filterwarnings(one) for one in QUIET]
+BRIEF = Decoding(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model, and shards of plain pictures with a question about their colour."""
-    folder = tmp_path_factory.mktemp("questions")
-    tiny_language(folder / "language")
-
-    def sample(number: int) -> dict[str, Any]:
-        name = list(COLOURS)[number % 4]
-        path = folder / "one.png"
-        Image.new("RGB", (16, 16), COLOURS[name]).save(path)
-        about = {"question": "Colour?", "answer": name, "answers": [name, name[0]], "question_id": number}
-        return {"__key__": f"k{number}", "png": path.read_bytes(), "json": json.dumps(about).encode()}
-
-    for split, count in (("train", 64), ("val", 10), ("test", 9)):
-        write_shards(map(sample, range(count)), folder / "shards", split)
-    return folder
+    return write(tmp_path_factory.mktemp("questions"))
 
 
-def make_data(folder: Path) -> ShardData:
-    shards = folder / "shards"
-    prompt = Prompt("<image>{json.question}", "{json.answer}")
-    return ShardData(
-        batch_size=16,
-        splits=Splits(**{s: str(shards / f"{s}-*.tar") for s in ("train", "val", "test")},
-                      predict=str(shards / "test-*.tar")),
-        image=ImageReader(16, crop_scale=(1.0, 1.0)),
-        text=PromptReader(str(folder / "language"), prompts=[prompt]),
-        loading=Loading(eval_batch_size=4, references=("json.answers",), group_by="key"),
-    )  # fmt: skip
-
-
-def make_task(folder: Path) -> QuestionAnsweringTask:
-    torch.manual_seed(0)
-    model = MultimodalLM(
-        LanguageModel(str(folder / "language")),
-        image=MediaTower(MeanColour(), dim=32),
+def test_it_learns_to_name_colours(folder: Path, tmp_path: Path) -> None:
+    task, data = make_task(folder, decoding=BRIEF), make_data(folder)
+    fit = make_trainer(
+        tmp_path, AnswerPage(3), max_epochs=30, check_val_every_n_epoch=30, num_sanity_val_steps=0
     )
-    return QuestionAnsweringTask(
-        model,
-        optimization=Optimization(partial(torch.optim.AdamW, lr=1e-2)),
-        adaptation=Policy("full"),
-        decoding=Decoding(max_new_tokens=6),
-    )
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
-    def make(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
-        return L.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **settings,
-        )  # fmt: skip
-
-    return make
-
-
-def test_it_learns_to_name_colours(folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path) -> None:
-    task, data = make_task(folder), make_data(folder)
-    fit = trainer(AnswerPage(3), max_epochs=30, check_val_every_n_epoch=30, num_sanity_val_steps=0)
     fit.fit(task, data)
     results = fit.test(task, data, verbose=False)[0]
     assert results["test/exact_match"] > 0.9
@@ -127,12 +44,11 @@ def test_it_learns_to_name_colours(folder: Path, trainer: Callable[..., L.Traine
         assert "Colour?" in page
 
 
-def test_answers_are_written_in_the_form_that_a_benchmark_takes(
-    folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
-) -> None:
+def test_answers_are_written_in_the_form_that_a_benchmark_takes(folder: Path, tmp_path: Path) -> None:
     fields = {"question_id": "json.question_id", "answer": "answer"}
     writers = AnswerWriter(fields), AnswerWriter({"id": "key", "said": "answer"}, file="vqa.json")
-    trainer(*writers).predict(make_task(folder), make_data(folder), return_predictions=False)
+    task = make_task(folder, decoding=BRIEF)
+    make_trainer(tmp_path, *writers).predict(task, make_data(folder), return_predictions=False)
     lines = (tmp_path / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["question_id"] for record in records] == list(range(9))
@@ -140,6 +56,78 @@ def test_answers_are_written_in_the_form_that_a_benchmark_takes(
     array = json.loads((tmp_path / "predictions" / "vqa.json").read_text(encoding="utf-8"))
     assert [record["id"] for record in array] == [f"k{number}" for number in range(9)]
     assert [record["said"] for record in array] == [record["answer"] for record in records]
+
+
+RATIONALE = Prompt("<image>{json.question}", "It is {json.answer}. So: {json.answer}")
+
+
+def test_what_stands_behind_the_last_mark_is_the_answer(folder: Path, tmp_path: Path) -> None:
+    decoding = Decoding(max_new_tokens=26)
+    task, data = make_task(folder, decoding=decoding, answer_after="So:"), make_data(folder, RATIONALE)
+    page, writer = AnswerPage(9), AnswerWriter({"answer": "answer"})
+    fit = make_trainer(tmp_path, page, writer, max_epochs=30, limit_val_batches=0)
+    fit.fit(task, data)
+    results = fit.test(task, data, verbose=False)[0]
+    assert results["test/exact_match"] > 0.8
+    shown = (tmp_path / "answers-test.html").read_text(encoding="utf-8")
+    assert shown.count("wide right") == round(9 * results["test/exact_match"])
+    assert shown.count("So: ") == 9
+    fit.predict(task, data, return_predictions=False)
+    lines = (tmp_path / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["answer"] for line in lines} <= set(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("Red or so. The answer is blue", "blue"),
+        ("The answer is red? The answer is  blue .", "blue ."),
+        ("the answer is blue", "the answer is blue"),
+        ("I do not know. The answer is", ""),
+    ],
+)
+def test_the_answer_is_looked_for_from_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, said: str, answer: str
+) -> None:
+    task = make_task(folder, decoding=BRIEF, answer_after="The answer is").eval()
+    monkeypatch.setattr(task.model.language, "decode", lambda _: said)
+    data = make_data(folder)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    assert {(one.text, one.whole) for one in task.predict(batch)} == {(answer, said)}
+    metrics = task.make_metrics()
+    task.update_metrics(metrics, batch)
+    assert {(one.prediction, one.whole) for one in metrics.answered()} == {(answer, said)}
+
+
+def test_perplexity_is_that_of_transformers(folder: Path, tmp_path: Path) -> None:
+    """Of nine samples in batches of four, one answer in pieces of other lengths than another."""
+    asked = Prompt("{json.question} {json.question_id}", "{json.answers}, {json.answer}")
+    scores = [AnswerScores(), Perplexity()]
+    task = make_task(folder, decoding=Decoding(max_new_tokens=1), scores=scores)
+    results = make_trainer(tmp_path).test(task, make_data(folder, asked), verbose=False)[0]
+    assert "test/exact_match" in results
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "language").eval(), tiny_tokenizer()
+    loss, count = 0.0, 0
+    for number in range(9):
+        said = list(COLOURS)[number % 4]
+        turn = [{"role": "user", "content": f"Colour? {number}"}]
+        answered = [*turn, {"role": "assistant", "content": f"{said}, {said}"}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(answered, tokenize=False).removesuffix("\n")
+        begins, ids = len(tokenizer(prompt)["input_ids"]), tokenizer(whole)["input_ids"]
+        labels = torch.tensor([[-100] * begins + ids[begins:]])
+        with torch.no_grad():
+            loss += float(plain(torch.tensor([ids]), labels=labels).loss) * (len(ids) - begins)
+        count += len(ids) - begins
+    assert results["test/perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
+
+
+def test_the_model_runs_once_more_only_where_a_score_asks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmlab.tasks.generative.likelihood", lambda *_: pytest.fail("it runs"))
+    make_trainer(tmp_path).test(make_task(folder, decoding=BRIEF), make_data(folder), verbose=False)
 
 
 def test_result_files_that_make_no_sense_are_refused() -> None:
