@@ -137,7 +137,7 @@ class Batch:
     sources: tuple[str, ...] = ()
     """Names of all sources of the run, the same in every batch; empty where it reads one."""
     references: tuple[tuple[str, ...], ...] = ()
-    """In evaluation, what the answer of each sample may be; empty where the run reads none."""
+    """What the answer of each sample may be, () where nothing is known; empty where the run reads none."""
 
     def __len__(self) -> int:
         return len(self.keys)

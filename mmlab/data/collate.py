@@ -34,7 +34,13 @@ class Sample:
     """See :attr:`mmlab.batch.Batch.references`."""
 
 
-def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Sequence[str] = ()) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    readers: Iterable[Reader],
+    *,
+    sources: Sequence[str] = (),
+    references: bool = False,
+) -> Batch:
     """Put samples into one batch, with an input for every reader.
 
     A sample without rows of a modality gets one blank row that nobody owns, in its place: where no sample
@@ -44,6 +50,7 @@ def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Se
         samples: In the order of their places.
         readers: One for each modality.
         sources: Names of the run's sources, where it has several.
+        references: Whether the run reads references, if only of other samples.
     """
     inputs = {reader.modality: _collate(samples, reader) for reader in readers}
     return Batch(
@@ -54,7 +61,7 @@ def collate(samples: Sequence[Sample], readers: Iterable[Reader], *, sources: Se
         skips=tuple(sample.skip for sample in samples if sample.skip is not None),
         source=torch.tensor([s.source for s in samples], dtype=torch.int64) if sources else None,
         sources=tuple(sources),
-        references=tuple(s.references for s in samples) if any(s.references for s in samples) else (),
+        references=tuple(sample.references for sample in samples) if references else (),
         image=inputs.get(Modality.IMAGE),
         text=inputs.get(Modality.TEXT),
         audio=inputs.get(Modality.AUDIO),

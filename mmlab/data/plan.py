@@ -40,7 +40,8 @@ class Loading:
     group_by: str = "caption"
     """What makes two samples positives of each other: `caption`, `key`, or a field such as `json.group`."""
     references: tuple[str, ...] = ()
-    """Fields that hold what an answer is compared with in evaluation (`json.answers`)."""
+    """Fields that hold what an answer is compared with in evaluation, and what a classifier over a list of
+    answers learns from (`json.answers`)."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
     batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""

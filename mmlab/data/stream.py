@@ -71,7 +71,9 @@ class Stream:
             self._sample(int(shard), int(sample), int(place))
             for shard, sample, place in zip(*places, strict=True)
         ]
-        return collate(samples, self.readers, sources=self.shards.sources)
+        return collate(
+            samples, self.readers, sources=self.shards.sources, references=len(self.references) > 0
+        )
 
     def announce(self, step: int, *, now: int) -> None:
         """Say at step `now` that another comes up, for what must be fetched ahead."""
@@ -117,11 +119,12 @@ class Stream:
         )
 
     def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
-        """What the answer may be; looked at in evaluation only."""
-        if self.seed is not None:
-            return ()
+        """What the answer may be."""
         found = [value for field in self.references for value in read_field(members, field)]
-        return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
+        try:
+            return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
+        except RecursionError:
+            raise BrokenMember("JSON nested too deeply") from None
 
     def _key(self, shard: int, sample: int) -> str:
         """The key of a sample that cannot be read; its line of the index may be broken too."""

@@ -238,6 +238,27 @@ class TestGroups:
         assert stable_hash("value", '["a red bird"]') == 784577751520384335
 
 
+@pytest.mark.parametrize("seed", [3, None], ids=["training", "evaluation"])
+def test_references_are_read_wherever_the_run_names_them(tmp_path: Path, seed: int | None) -> None:
+    """A string, numbers, none, and what cannot be read."""
+    members = [b'{"answers": "two"}', b'{"answers": [2, "two"]}', b"{}", b"broken"]
+    samples = [sample(number, json=content) for number, content in enumerate(members)]
+    shards = ShardSet(write_shards(samples, tmp_path, "x"))
+
+    def batch(*fields: str) -> Batch:
+        order = EvaluationOrder(shards.counts, batch_size=4)
+        return Stream(shards, order, READERS, seed=seed, group_by="key", references=fields).batch(0)
+
+    assert batch("json.answers").references == (("two",), ("2", "two"), (), ())
+    assert [(skip.key, skip.reason) for skip in batch("json.answers").skips] == [
+        ("0003", "references: invalid JSON")
+    ]
+    assert batch("json.nothing", "txt").references[2] == ("Caption 2",)
+    assert batch("json.nothing").references == ((),) * 4
+    assert batch().references == ()
+    assert batch().valid.all()
+
+
 def test_broken_samples_are_skipped_and_counted(tmp_path: Path) -> None:
     samples = [
         sample(0),

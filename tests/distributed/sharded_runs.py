@@ -29,6 +29,10 @@ from mmlab.models.decoding import Decoding
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.encoders.signal import SignalEncoder
+from mmlab.models.fusion.product import ProductFusion
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.fusion_classifier import FusionClassifier
+from mmlab.models.heads import ClassificationHead
 from mmlab.models.language_model import LanguageModel
 from mmlab.models.media import MediaTower
 from mmlab.models.multimodal_lm import MultimodalLM
@@ -37,6 +41,7 @@ from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel, FullySharded
 from mmlab.sources.generated import Generated
+from mmlab.tasks.answer_list import AnswerListTask
 from mmlab.tasks.base import BaseTask
 from mmlab.tasks.question_answering import QuestionAnsweringTask
 from mmlab.tasks.retrieval import RetrievalTask
@@ -76,6 +81,22 @@ def retrieval(
     )
 
 
+def classifying(towers: MethodName | dict[str, MethodName | Method] = "full") -> AnswerListTask:
+    """What shape do pictures and movements show? Stars are not in the list."""
+    torch.manual_seed(0)
+    return AnswerListTask(
+        FusionClassifier(
+            image=FusionTower(ImageEncoder("test_vit", pretrained=False, image_size=32)),
+            signal=FusionTower(SignalEncoder(3, dim=16, num_layers=2)),
+            fusion=ProductFusion({"image": 64, "signal": 16}, dim=24),
+            head=ClassificationHead(24, classes=4, hidden=16),
+        ),
+        answers=["triangle", "square", "pentagon", "circle"],
+        optimization=SGD,
+        adaptation=Policy(towers),
+    )
+
+
 def make_data(batch_size: int) -> ShardData:
     """Samples that lack pictures and movements here and there."""
     return ShardData(
@@ -83,7 +104,7 @@ def make_data(batch_size: int) -> ShardData:
         source=Generated(train=256, val=50, test=24, missing={"image": 0.7, "signal": 0.3}),
         image=ImageReader(32, crop_scale=(0.5, 1.0), flip=0.5),
         signal=SignalReader(channels=3),
-        loading=Loading(group_by="json.caption", eval_batch_size=8),
+        loading=Loading(group_by="json.caption", eval_batch_size=8, references=("json.shape",)),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from sharded_runs import ADAMW, Fit, Record, answering, make_data, pictures, retrieval, run
+from sharded_runs import ADAMW, Fit, Record, answering, classifying, make_data, pictures, retrieval, run
 from tiny_language import tiny_language
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Case(NamedTuple):
     @property
     def fit(self) -> Fit:
         """In one process."""
-        return Fit(self.make, self.data, clip=self.clip)
+        return Fit(self.make, data=self.data, clip=self.clip)
 
 
 TASKS = {
@@ -71,10 +71,19 @@ TASKS = {
     "question answering with LoRA": Case(
         partial(answering, {"language": "lora", "image": "full"}), data=pictures, clip=0.1, ways=("ddp",)
     ),
+    "answer list": Case(classifying, clip=0.5, ways=("ddp", "fsdp2", "fsdp2 in parts", "hsdp")),
+    "answer list with LoRA": Case(
+        partial(classifying, {"image": "full", "signal": "lora"}), clip=0.5, ways=("ddp recomputed",)
+    ),
     "retrieval, frozen": Case(partial(retrieval, {"image": "frozen", "signal": "full"}), ways=SOME),
 }
 """Every task has a line here."""
-QUICK = {("retrieval", "ddp"), ("question answering", "fsdp2"), ("retrieval", "fsdp2 in parts")}
+QUICK = {
+    ("retrieval", "ddp"),
+    ("question answering", "fsdp2"),
+    ("retrieval", "fsdp2 in parts"),
+    ("answer list", "fsdp2"),
+}
 """Run each time; the others with the slow tests."""
 
 

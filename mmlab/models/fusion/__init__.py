@@ -1,0 +1,1 @@
+"""What makes one of several modalities, one file each."""

@@ -1,0 +1,101 @@
+"""Towers of any set of modalities, fused for each sample and sorted into classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from mmlab.batch import Batch, Modality
+from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.heads import ClassificationHead
+
+
+class Classified(NamedTuple):
+    """What the model thinks of each sample."""
+
+    logits: Float[Tensor, "samples classes"]
+    valid: Bool[Tensor, " samples"]
+    """See :attr:`mmlab.batch.Batch.valid`; logits of other samples say nothing."""
+    place: Int64[Tensor, " samples"]
+    """See :attr:`mmlab.batch.Batch.place`."""
+
+
+class FusionClassifier(nn.Module):
+    """One tower per modality, a fusion of what they give, and a head over classes."""
+
+    def __init__(
+        self,
+        *,
+        fusion: Fusion,
+        head: ClassificationHead,
+        image: FusionTower | None = None,
+        text: FusionTower | None = None,
+        audio: FusionTower | None = None,
+        signal: FusionTower | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            fusion: Made for the modalities and sizes of the towers.
+            head: Made for the size of the fusion.
+            image: Encoder and pooling of images.
+            text: Of text.
+            audio: Of sounds.
+            signal: Of signals.
+
+        Raises:
+            ValueError: An encoder of another modality, or a fusion or head that is made for others.
+        """
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.audio = audio
+        self.signal = signal
+        self.fusion = fusion
+        self.head = head
+        dims = {modality.value: tower.dim for modality, tower in self.towers()}
+        for modality, tower in self.towers():
+            if tower.encoder.modality != modality:
+                raise ValueError(
+                    f"the {modality} tower has {type(tower.encoder).__name__}, an encoder of "
+                    f"{tower.encoder.modality}: move it to that tower"
+                )
+        made_for = {modality.value: size for modality, size in fusion.dims.items()}
+        if made_for != dims:
+            raise ValueError(
+                f"the towers give {dims}, but {type(fusion).__name__} is made for dims={made_for}: set it to "
+                "what they give"
+            )
+        if head.dim != fusion.dim:
+            raise ValueError(
+                f"{type(head).__name__} is made for dim={head.dim}, but {type(fusion).__name__} gives "
+                f"{fusion.dim}: set it to that"
+            )
+
+    def towers(self) -> Iterator[tuple[Modality, FusionTower]]:
+        """The towers that this model has."""
+        for modality in Modality:
+            tower = getattr(self, modality.value)
+            if tower is not None:
+                yield modality, tower
+
+    def forward(self, batch: Batch) -> Classified:
+        """Run every tower once, whatever the batch lacks.
+
+        Raises:
+            ValueError: The run does not read a modality that the model has a tower for.
+        """
+        encoded = {}
+        for modality, tower in self.towers():
+            inputs = batch.get(modality)
+            if inputs is None:
+                raise ValueError(
+                    f"the model has a tower for {modality}, but the data module reads no {modality}: "
+                    f"add it there, or remove the tower `{modality}`"
+                )
+            encoded[modality] = tower(inputs)
+        return Classified(self.head(self.fusion(encoded)), batch.valid, batch.place)

@@ -1,0 +1,37 @@
+"""From fused tokens to numbers for each class."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.pooling import MeanPooling
+
+
+class ClassificationHead(nn.Module):
+    """Logits of each sample, from the mean of its tokens: norm, a hidden layer if wanted, a linear layer."""
+
+    def __init__(self, dim: int, *, classes: int, hidden: int | None = None, dropout: float = 0.0) -> None:
+        """Make the layers.
+
+        Args:
+            dim: Size of the tokens.
+            classes: Number of logits.
+            hidden: Width of the hidden layer; None: there is none.
+            dropout: Probability on what the last linear layer reads.
+        """
+        super().__init__()
+        self.dim = dim
+        self.classes = classes
+        self.pooling = MeanPooling()
+        layers: list[nn.Module] = [nn.LayerNorm(dim)]
+        if hidden is not None:
+            layers += [nn.Linear(dim, hidden), nn.GELU()]
+        layers += [nn.Dropout(dropout), nn.Linear(dim if hidden is None else hidden, classes)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, encoded: Encoded) -> Float[Tensor, "samples classes"]:
+        """Logits, float32."""
+        logits: Tensor = self.layers(self.pooling(encoded))
+        return logits.float()

@@ -1,0 +1,178 @@
+"""Fusions against their formulas in float64, and what absent modalities leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmlab.batch import NOBODY, Input, Modality
+from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.fusion.concatenation import ConcatenationFusion
+from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.product import ProductFusion
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.pooling import AttentivePooling, SegmentPooling
+
+DIMS = {"image": 6, "text": 4, "signal": 3}
+TOKENS = {"image": [2, 2, 2, 0], "text": [3, 1, 0, 0], "signal": [1, 0, 1, 0]}
+"""Of each of four samples; the last one has nothing at all."""
+FUSIONS = [ProductFusion, ConcatenationFusion]
+
+
+def make(kind: type[Fusion]) -> Fusion:
+    """With norms and missing vectors that do something."""
+    torch.manual_seed(0)
+    fusion = kind(DIMS, dim=5)
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    return fusion
+
+
+def encoded(seed: int = 0) -> dict[Modality, Encoded]:
+    """What stands in the place of absent tokens is poison."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, counts in TOKENS.items():
+        mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        tokens = torch.randn(*mask.shape, DIMS[name], generator=generator)
+        made[Modality(name)] = Encoded(
+            tokens.masked_fill(~mask[:, :, None], torch.nan).requires_grad_(), mask
+        )
+    return made
+
+
+def normal(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    scaled = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+    return scaled * norm.weight.double() + norm.bias.double()
+
+
+def by_hand(fusion: Fusion, given: Mapping[Modality, Encoded], sample: int) -> Tensor:
+    """The formula in the docstring of each."""
+    means = {m: e.tokens[sample, e.mask[sample]].double().mean(dim=0) for m, e in given.items()}
+    has = {m: bool(e.mask[sample].any()) for m, e in given.items()}
+    if isinstance(fusion, ProductFusion):
+        product = torch.ones(fusion.dim, dtype=torch.float64)
+        for modality in given:
+            norm, layer, _ = fusion.factors[modality.value]
+            if has[modality]:
+                product *= (layer.weight.double() @ normal(means[modality], norm) + layer.bias).tanh()
+        return product
+    assert isinstance(fusion, ConcatenationFusion)
+    parts = [
+        normal(means[m], fusion.norms[m.value]) if has[m] else fusion.missing[m.value].double()
+        for m in (Modality.IMAGE, Modality.TEXT, Modality.SIGNAL)
+    ]
+    layer = fusion.layer[0]
+    return torch.nn.functional.gelu(layer.weight.double() @ torch.cat(parts) + layer.bias.double())
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_against_the_formula_in_float64(kind: type[Fusion]) -> None:
+    fusion = make(kind)
+    given = encoded()
+    fused = fusion(given)
+    assert fused.tokens.shape == (4, 1, 5)
+    assert fused.mask.all()
+    for sample in range(4):
+        expected = by_hand(fusion, given, sample)
+        torch.testing.assert_close(fused.tokens[sample, 0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_without_anything_is_the_empty_product() -> None:
+    assert torch.equal(make(ProductFusion)(encoded()).tokens[3, 0], torch.ones(5))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_modality_that_no_sample_has_still_reaches_its_tower(kind: type[Fusion]) -> None:
+    """With zeros: ranks that have it and ranks that do not reduce the same gradients."""
+    fusion, given = make(kind), encoded()
+    none = torch.zeros_like(given[Modality.TEXT].mask)
+    given[Modality.TEXT] = given[Modality.TEXT]._replace(mask=none)
+    fusion(given).tokens.square().sum().backward()
+    gradient = given[Modality.TEXT].tokens.grad
+    assert gradient is not None
+    assert (gradient == 0).all()
+    assert given[Modality.IMAGE].tokens.grad.abs().sum() > 0
+    for name, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_gradients_reach_what_is_there_and_only_that(kind: type[Fusion]) -> None:
+    fusion, given = make(kind), encoded()
+    fusion(given).tokens.square().sum().backward()
+    for name, counts in TOKENS.items():
+        gradient = given[Modality(name)].tokens.grad
+        assert ((gradient.abs().sum(dim=2) > 0).sum(dim=1) == torch.tensor(counts)).all()
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_samples_do_not_see_each_other(kind: type[Fusion]) -> None:
+    fusion, given = make(kind), encoded()
+    alone = {m: Encoded(e.tokens[1:2], e.mask[1:2]) for m, e in given.items()}
+    torch.testing.assert_close(fusion(alone).tokens, fusion(given).tokens[1:2])
+
+
+def test_dropout_is_on_the_result() -> None:
+    torch.manual_seed(0)
+    fused = ProductFusion(DIMS, dim=500, dropout=0.5)(encoded()).tokens[0]
+    assert 0.3 < (fused == 0).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("dims", [{}, {"picture": 3}])
+def test_modalities_go_by_their_names(dims: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"ProductFusion: dims=.* by name: image, text, audio, signal"):
+        ProductFusion(dims, dim=4)
+
+
+class Steps(Encoder):
+    """Gives what it reads."""
+
+    modality = Modality.SIGNAL
+    dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def encode(self, inputs: Input) -> Encoded:
+        assert inputs.mask is not None
+        return Encoded(inputs.data * self.scale, inputs.mask)
+
+
+def rows() -> Input:
+    """Sample 0 owns two rows, of one and two steps; sample 1 none; sample 2 one."""
+    data = torch.tensor([[[1.0, 2], [9, 9]], [[3, 4], [5, 6]], [[9, 9], [9, 9]], [[7, 8], [1, 0]]])
+    return Input(
+        data,
+        owner=torch.tensor([0, 0, NOBODY, 2]),
+        present=torch.tensor([True, False, True]),
+        length=torch.tensor([1, 2, 2, 2]),
+    )
+
+
+def test_a_tower_takes_the_mean_over_the_rows_of_a_sample() -> None:
+    tokens, mask = FusionTower(Steps())(rows())
+    assert mask.tolist() == [[True], [False], [True]]
+    assert tokens[:, 0].tolist() == [[2.5, 3.5], [0.0, 0.0], [4.0, 4.0]]  # (1, 2) and (4, 5); (7, 8), (1, 0)
+
+
+def test_rows_of_nobody_give_a_gradient_of_zero() -> None:
+    tower, inputs = FusionTower(Steps()), rows()
+    nobody = Input(
+        inputs.data, torch.full((4,), NOBODY), torch.zeros(3, dtype=torch.bool), length=inputs.length
+    )
+    tower(nobody).tokens.sum().backward()
+    assert tower.encoder.scale.grad == 0
+
+
+def test_a_pooling_of_several_parts_widens_the_token() -> None:
+    tower = FusionTower(Steps(), pooling=SegmentPooling(2))
+    assert tower.dim == 4
+    assert tower(rows()).tokens[2, 0].tolist() == [7.0, 8.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"AttentivePooling is made for tokens of size 9.*set its dim to 2"):
+        FusionTower(Steps(), pooling=AttentivePooling(9))
