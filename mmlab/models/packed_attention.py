@@ -22,9 +22,11 @@ class Packing(NamedTuple):
 
     Everything but attention works token by token, so it needs no padding. For attention the samples are laid
     side by side, padded on the right, those of like length together: a causal query never sees what stands
-    right of it, so no mask is needed and the fast kernels apply.
+    right of it, so no mask is needed and the fast kernels apply. On a CPU each runs alone instead.
     """
 
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
     position: Int64[Tensor, "1 tokens"]
     """Place of each token in its sample."""
     groups: tuple[Int64[Tensor, "samples longest"], ...]
@@ -67,7 +69,7 @@ def pack(length: Int64[Tensor, " samples"]) -> Packing:
         inverse[index[there]] = before + there.flatten().nonzero().flatten()
         before += there.numel()
         groups.append(index.to(device))
-    return Packing(position[None].to(device), tuple(groups), inverse.to(device))
+    return Packing(tuple(lengths), position[None].to(device), tuple(groups), inverse.to(device))
 
 
 def packed_attention(
@@ -95,16 +97,35 @@ def packed_attention(
             f"a sample of {packing.longest} tokens in a language model whose layers see {window}: set "
             "packing to false, or shorten the samples"
         )
+    options |= {"is_causal": True}
+    # On a CPU calls cost little, padding and gathering much. Compiled code would be made for each batch anew.
+    alone = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    run = _one_by_one if alone else _side_by_side
+    return run(module, (query, key, value), packing, options), None
+
+
+def _one_by_one(
+    module: nn.Module, parts: tuple[Tensor, ...], packing: Packing, options: dict[str, Any]
+) -> Float[Tensor, "1 tokens heads dim"]:
+    samples = zip(*(torch.split(part, list(packing.lengths), dim=2) for part in parts), strict=True)
+    return torch.cat(
+        [sdpa_attention_forward(module, *sample, None, **options)[0] for sample in samples], dim=1
+    )
+
+
+def _side_by_side(
+    module: nn.Module, parts: tuple[Tensor, ...], packing: Packing, options: dict[str, Any]
+) -> Float[Tensor, "1 tokens heads dim"]:
     done = []
     for index in packing.groups:
         rows, longest = index.shape
-        parts = [
+        samples = [
             tensor[0][:, index.flatten()].reshape(-1, rows, longest, tensor.shape[-1]).transpose(0, 1)
-            for tensor in (query, key, value)
+            for tensor in parts
         ]
-        output, _ = sdpa_attention_forward(module, *parts, None, **(options | {"is_causal": True}))
+        output, _ = sdpa_attention_forward(module, *samples, None, **options)
         done.append(output.flatten(0, 1))
-    return torch.cat(done)[packing.inverse][None], None
+    return torch.cat(done)[packing.inverse][None]
 
 
 def use_packed_attention(model: nn.Module) -> None:
