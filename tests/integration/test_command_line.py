@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,6 +296,19 @@ class TestConfigs:
         printed, written = yaml.safe_load(answer.out), yaml.safe_load(path.read_text())
         assert printed["name"] == written["name"]
         assert printed["model"]["class_path"] == written["model"]["class_path"]
+
+    def test_a_tower_can_be_left_out(self, shell: Shell) -> None:
+        """With the words that the experiment's first lines give."""
+        path = ROOT / "experiments" / "question_answering" / "easy_vqa_classifier.yaml"
+        lines = [line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        said = " ".join(lines)
+        words = shlex.split(said[said.index("--name") :])
+        answer = shell("fit", "--config", str(path), *words, "--print_config")
+        assert answer.status == 0, answer.err
+        printed = yaml.safe_load(answer.out)
+        model = printed["model"]["init_args"]["model"]["init_args"]
+        assert (printed["data"]["image"], model["image"]) == (None, None)
+        assert model["fusion"]["init_args"]["dims"] == {"text": 384}
 
     def test_later_files_overlay_earlier_ones(self, shell: Shell, tmp_path: Path) -> None:
         (tmp_path / "overlay.yaml").write_text("data: {batch_size: 8}\ntrainer: {max_epochs: 7}\n")
