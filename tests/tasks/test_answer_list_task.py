@@ -239,6 +239,7 @@ class TestList:
         references = [("yes",), ("The light blue!", "light blue", "navy", "2"), ("navy",), ()]
         target = listed.targets(references, device=torch.device("cpu"))
         assert target.tolist() == [[1, 0, 0], [0, 0.5, 0.25], [0, 0, 0], [0, 0, 0]]
+        assert listed.targets([(), ()], device=torch.device("cpu")).tolist() == [[0, 0, 0]] * 2
 
     def test_a_file_has_an_answer_on_each_line(self, tmp_path: Path) -> None:
         (tmp_path / "answers.txt").write_text("yes\nno\n\nlight blue \n", encoding="utf-8")
