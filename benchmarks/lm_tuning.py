@@ -40,7 +40,7 @@ from mmlab.commands.train import CommandLine, build
 from mmlab.models.media import MediaTower
 
 BAR, LOSS_BAR = 1.5, 1e-4
-FULL, QUICK = (6, 8), (2, 2)
+FULL, QUICK = (4, 8), (2, 1)
 """Rounds, and batches, of which each is a step of every round. A round more comes first: it warms up, and
 `mmlab fit` counts the operations of sizes that are new to it."""
 CONFIG = Path(__file__).parents[1] / "experiments" / "question_answering" / "easy_vqa.yaml"
@@ -165,7 +165,8 @@ def serve(folder: Path, rounds: int, steps: int, batch: int) -> None:
     settings = {
         "runs": folder, "data.batch_size": batch, "data.loading.num_workers": 0, "trainer.devices": 1,
         "trainer.accelerator": "cpu", "trainer.max_steps": rounds * steps, "trainer.limit_val_batches": 0,
-        "trainer.val_check_interval": "null", "checkpoint.monitor": "null", "test_best": "false",
+        "trainer.val_check_interval": "null", "trainer.enable_progress_bar": "false",
+        "checkpoint.monitor": "null", "test_best": "false",
         f"{optimization}.optimizer.init_args.fused": "true",
         f"{optimization}.schedule.warmup": 0, f"{optimization}.schedule.min_ratio": 1.0,
     }  # fmt: skip
@@ -219,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK[0]} rounds of {QUICK[1]} batches")
     parser.add_argument("--rounds", type=int, help=f"{FULL[0]} of {FULL[1]} batches if not given")
-    parser.add_argument("--batch", type=int, default=4, help="samples; 4, as the experiment has it")
+    parser.add_argument("--batch", type=int, default=8, help="samples; 8, the Trainer's own default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each")
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

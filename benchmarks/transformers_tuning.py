@@ -31,6 +31,7 @@ from mmlab.assets import catalog
 from mmlab.batch import MARKERS, Input, Modality
 from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.media import MediaTower
+from mmlab.models.pretrained import quiet
 
 IMAGE = MARKERS[Modality.IMAGE]
 IGNORED = -100
@@ -43,9 +44,10 @@ class SeeingModel(nn.Module):
         super().__init__()
         self.tower = MediaTower(ImageEncoder("efficientnet-lite0"), dim=576, hidden=576)
         self.tower.load_state_dict(start["tower"])
-        language = AutoModelForCausalLM.from_pretrained(
-            catalog.resolve("smollm2-135m-instruct"), dtype=torch.float32
-        )
+        with quiet():
+            language = AutoModelForCausalLM.from_pretrained(
+                catalog.resolve("smollm2-135m-instruct"), dtype=torch.float32
+            )
         lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         self.language = get_peft_model(language, lora)
         self.embed = language.get_input_embeddings()

@@ -220,6 +220,12 @@ def test_methods_are_overlays_by_name_or_file(methods: Path, tmp_path: Path) -> 
         adapt_compare.find_methods(methods, ["lore"])
 
 
+def test_seeds_are_numbers(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["adapt", "compare", "--config", str(methods), "--seeds", "1,b"])
+    assert "'1,b': write whole numbers, such as 1,2,3" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_comparing_for_real(command: Command, tmp_path: Path) -> None:
     answer = command(
