@@ -19,7 +19,8 @@ from mmlab.data.decode import MAX_PIXELS, decode_image, read_image_header
 from mmlab.data.reader import Reader, Rows
 
 _RATIO = (3 / 4, 4 / 3)
-"""Bounds of width / height of a random crop, as in torchvision's RandomResizedCrop."""
+"""Bounds of width / height of a random crop beside that of the result, as in torchvision's
+RandomResizedCrop."""
 _LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
 _HALF = 0.5 / 0.95
 """Up to this many pixels wanted for one stored, along an edge, half of the stored ones will do: decoding half
@@ -37,19 +38,21 @@ class Box(NamedTuple):
     width: int
 
 
-def random_box(height: int, width: int, scale: tuple[float, float], rng: Random) -> Box:
+def random_box(
+    height: int, width: int, scale: tuple[float, float], rng: Random, *, aspect: float = 1.0
+) -> Box:
     """Part of a picture for training: its share of the area is uniform in `scale`, its ratio log-uniform.
 
     As torchvision's RandomResizedCrop (Szegedy et al. 2015, section 6): ten tries, then the largest part
-    from the middle whose ratio is allowed.
+    from the middle whose ratio is allowed. `aspect` is width / height of what the part is resized to.
     """
-    w = min(width, max(1, round(height * _RATIO[1])))
-    h = min(height, max(1, round(width / _RATIO[0])))
+    w = min(width, max(1, round(height * aspect * _RATIO[1])))
+    h = min(height, max(1, round(width / (aspect * _RATIO[0]))))
     largest = Box((height - h) // 2, (width - w) // 2, h, w)
     tries = 10 if h * w >= scale[0] * height * width else 0
     for _ in range(tries):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
-        ratio = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * rng.random())
+        ratio = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * rng.random()) * aspect
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
@@ -67,20 +70,26 @@ def _span(first: float, length: float, available: int, size: int) -> tuple[int, 
     return start, stop, low, min(max(high, low + 1), size)
 
 
-def middle_box(height: int, width: int, fit: Literal["crop", "pad"]) -> Box:
-    """The square in the middle of a picture: the largest inside it, or the smallest around it."""
-    side = min(height, width) if fit == "crop" else max(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side, side)
+def middle_box(height: int, width: int, fit: Literal["crop", "pad"], *, aspect: float = 1.0) -> Box:
+    """What has a ratio of width to height, in the middle of a picture.
+
+    The largest inside the picture, or the smallest around it.
+    """
+    if (width > height * aspect) == (fit == "crop"):
+        h, w = height, max(1, round(height * aspect))
+    else:
+        h, w = max(1, round(width / aspect)), width
+    return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 class ImageReader(Reader):
-    """Pictures as uint8 [3, size, size], RGB; the encoder normalises them on the device."""
+    """Pictures as uint8 [3, height, width], RGB; the encoder normalises them on the device."""
 
     modality = Modality.IMAGE
 
     def __init__(
         self,
-        size: int = 224,
+        size: int | tuple[int, int] = 224,
         *,
         members: Sequence[str] = ("jpg", "jpeg", "png", "webp"),
         fit: Literal["crop", "pad"] = "crop",
@@ -93,23 +102,28 @@ class ImageReader(Reader):
         """Settings.
 
         Args:
-            size: Side of the result in pixels.
+            size: Side of the result in pixels, or its height and width.
             members: Extensions that hold the picture; the first that a sample has is read.
-            fit: What of a picture that is not square is seen: `crop`: in evaluation the largest square in
-                its middle, in training a random part; `pad`: all of it, on a square of background, of which
-                training takes a random part.
+            fit: What of a picture of another shape is seen: `crop`: in evaluation the largest part of the
+                wanted shape in its middle, in training a random part; `pad`: all of it, on a background of
+                that shape, of which training takes a random part.
             background: What transparent pixels, and the edges that `pad` adds, are filled with.
             crop_scale: Smallest and largest share of the area that a random part has in training; (1, 1)
                 still varies the ratio, unless with `pad`.
             flip: Probability of mirroring left and right in training; leave 0 where captions name sides.
             colour_jitter: Brightness, contrast and saturation are each multiplied by up to 1 +- this.
             max_pixels: Larger pictures count as broken.
+
+        Raises:
+            ValueError: A size or a share that there is not.
         """
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"size {size}: must be at least 1")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(
                 f"crop_scale {crop_scale}: must be a smaller and a larger share, above 0, up to 1"
             )
-        self.size = size
         self.members = tuple(members)
         self.fit = fit
         self.background = background
@@ -131,19 +145,20 @@ class ImageReader(Reader):
         data = next((members[name] for name in self.members if name in members), None)
         return () if data is None else (self.transform(data, rng),)
 
-    def transform(self, data: bytes, rng: Random | None) -> UInt8[Tensor, "3 size size"]:
+    def transform(self, data: bytes, rng: Random | None) -> UInt8[Tensor, "3 height width"]:
         """Decode and transform one picture; `rng` None: as in evaluation."""
         header = read_image_header(data, max_pixels=self.max_pixels)
         height, width = header.height, header.width
-        box = middle_box(height, width, self.fit)
+        aspect = self.width / self.height
+        box = middle_box(height, width, self.fit, aspect=aspect)
         if rng is not None:
             within = (box.height, box.width) if self.fit == "pad" else (height, width)
-            part = random_box(*within, self.crop_scale, rng)
+            part = random_box(*within, self.crop_scale, rng, aspect=aspect)
             origin = (box.top, box.left) if self.fit == "pad" else (0, 0)
             box = Box(origin[0] + part.top, origin[1] + part.left, part.height, part.width)
         # Evaluation decodes every pixel, so that its numbers compare with those of others; in training a JPEG
         # may be decoded at a fraction of its size that has about as many pixels as the crop needs.
-        wanted = max(self.size / box.height, self.size / box.width) if rng is not None else 1.0
+        wanted = max(self.height / box.height, self.width / box.width) if rng is not None else 1.0
         wanted = 0.5 if 0.5 < wanted <= _HALF else min(wanted, 1.0)
         pixels, factor = decode_image(data, header, least=wanted, background=self.background)
         image = self._cut(pixels, box, factor)
@@ -155,29 +170,29 @@ class ImageReader(Reader):
 
     def _cut(
         self, pixels: UInt8[np.ndarray, "h w 3"], box: Box, factor: float
-    ) -> UInt8[Tensor, "3 size size"]:
+    ) -> UInt8[Tensor, "3 height width"]:
         """Cut a box out of a picture decoded at a factor of its size, and resize it (bicubic, antialiased).
 
         The box is moved to whole pixels of what was decoded.
         """
         height, width = pixels.shape[:2]
-        top, bottom, above, below = _span(box.top * factor, box.height * factor, height, self.size)
-        left, right, before, behind = _span(box.left * factor, box.width * factor, width, self.size)
+        top, bottom, above, below = _span(box.top * factor, box.height * factor, height, self.height)
+        left, right, before, behind = _span(box.left * factor, box.width * factor, width, self.width)
         # Contiguous, and with the colours of a pixel together: the layout that torch resizes fastest.
         inside = torch.from_numpy(np.ascontiguousarray(pixels[top:bottom, left:right]))[None].permute(
             0, 3, 1, 2
         )
         image = F.interpolate(inside, (below - above, behind - before), mode="bicubic", antialias=True)[0]
-        if image.shape[1:] == (self.size, self.size):
+        if image.shape[1:] == (self.height, self.width):
             return image
         canvas = self.blank().clone()
         canvas[:, above:below, before:behind] = image
         return canvas
 
-    def blank(self) -> UInt8[Tensor, "3 size size"]:
+    def blank(self) -> UInt8[Tensor, "3 height width"]:
         """A picture of background."""
         colour = torch.tensor(self.background, dtype=torch.uint8)
-        return colour[:, None, None].expand(3, self.size, self.size)
+        return colour[:, None, None].expand(3, self.height, self.width)
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """All pictures have one size; the colours of a pixel lie together in memory (channels last)."""

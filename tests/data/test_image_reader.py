@@ -220,6 +220,50 @@ class TestBoxes:
     ) -> None:
         assert middle_box(*shape, fit) == expected
 
+    @pytest.mark.parametrize(
+        ("shape", "fit", "expected"),
+        [
+            ((10, 20), "crop", (3, 0, 3, 20)),
+            ((10, 80), "crop", (0, 10, 10, 60)),
+            ((10, 80), "pad", (-2, 0, 13, 80)),
+            ((10, 20), "pad", (0, -20, 10, 60)),
+        ],
+    )
+    def test_middle_boxes_of_another_shape(
+        self, shape: tuple[int, int], fit: Literal["crop", "pad"], expected: tuple[int, ...]
+    ) -> None:
+        assert middle_box(*shape, fit, aspect=6.0) == expected
+
+
+class TestRectangle:
+    def test_rows_and_columns_of_a_wide_picture_stay_as_they_are(self) -> None:
+        picture = np.random.default_rng(0).integers(0, 256, (20, 60, 3), dtype=np.uint8)
+        data = encoded(Image.fromarray(picture))
+        reader = ImageReader((20, 60), fit="pad", crop_scale=(1.0, 1.0))
+        for rng in (None, random.Random(0)):
+            assert (reader.transform(data, rng).permute(1, 2, 0).numpy() == picture).all()
+        assert reader.blank().shape == (3, 20, 60)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(200, 3000), st.integers(200, 3000), st.floats(0.25, 4), st.integers(0, 2**32))
+    def test_parts_have_about_its_shape(self, height: int, width: int, aspect: float, seed: int) -> None:
+        box = random_box(height, width, (0.5, 1.0), random.Random(seed), aspect=aspect)
+        assert 0 <= box.top <= height - box.height
+        assert 0 <= box.left <= width - box.width
+        assert 0.74 < box.width / box.height / aspect < 1.35
+
+    def test_it_is_padded_to_its_shape(self) -> None:
+        data = encoded(Image.new("RGB", (40, 40), (200, 0, 0)))
+        image = ImageReader((20, 60), fit="pad", background=(0, 0, 255)).transform(data, None)
+        pixels = image.permute(1, 2, 0).numpy()
+        assert (pixels[:, 20:40] == [200, 0, 0]).all()
+        assert (pixels[:, :20] == [0, 0, 255]).all()
+        assert (pixels[:, 40:] == [0, 0, 255]).all()
+
+    def test_it_has_a_size(self) -> None:
+        with pytest.raises(ValueError, match="must be at least 1"):
+            ImageReader((0, 60))
+
 
 class TestPad:
     def test_the_whole_picture_is_seen_on_background(self) -> None:
