@@ -1,23 +1,30 @@
-"""Progress for logs: one line for each epoch, where no terminal can redraw a bar."""
+"""Progress for logs: a line now and then, where no terminal can redraw a bar."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
-SHOWN = ("train/loss", "val/mean_recall", "train/samples_per_second", "train/data_wait")
+SHOWN = ("train/loss", "train/samples_per_second", "train/data_wait")
+EVERY = 60.0
+"""Seconds from one line to the next, where neither a validation nor an epoch ends before."""
 
 
 class ProgressLines(ProgressBar):
-    """Prints epoch, step, the main numbers and the time left, once for each epoch, on rank zero."""
+    """Prints epoch, step, the main numbers and the time left, on rank zero.
+
+    A line comes at the end of every validation and every epoch, and each minute between: who reads the log of
+    a job sees that it goes on, and how.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._started = 0.0
-        self._first_step = 0
+        self._started = self._said = 0.0
+        self._first_step = self._said_step = 0
 
     def disable(self) -> None:
         """Lightning calls this on the other ranks, and fails where it is missing; rank zero alone prints."""
@@ -27,19 +34,36 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run starts it in the middle."""
-        self._started = time.monotonic()
-        self._first_step = trainer.global_step
+        self._started = self._said = time.monotonic()
+        self._first_step = self._said_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say where training stands, when a minute has gone."""
+        if time.monotonic() - self._said >= EVERY:
+            self._say(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what it found."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._say(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where training stands."""
+        """Say where training stands, unless its validation just has."""
+        if trainer.global_step != self._said_step:
+            self._say(trainer)
+
+    def _say(self, trainer: L.Trainer) -> None:
+        self._said, self._said_step = time.monotonic(), trainer.global_step
         if not trainer.is_global_zero:
             return
         total = int(trainer.estimated_stepping_batches)
         done = trainer.global_step - self._first_step
-        left = (time.monotonic() - self._started) / max(1, done) * max(0, total - trainer.global_step)
+        left = (self._said - self._started) / max(1, done) * max(0, total - trainer.global_step)
         numbers = "  ".join(
             f"{name} {float(value):.3g}"
-            for name in SHOWN
+            for name in (*SHOWN, *_monitored(trainer))
             if (value := trainer.callback_metrics.get(name)) is not None
         )
         print(
@@ -48,3 +72,9 @@ class ProgressLines(ProgressBar):
             file=sys.stderr,
             flush=True,
         )
+
+
+def _monitored(trainer: L.Trainer) -> list[str]:
+    """The score that checkpoints are chosen by."""
+    found = (callback.monitor for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint))
+    return list(dict.fromkeys(name for name in found if name is not None))
