@@ -147,6 +147,10 @@ class Batch:
         value: Input | None = getattr(self, modality.value)
         return value
 
+    def source_of(self, sample: int) -> str:
+        """Name of the source that a sample is from; empty where the run reads one."""
+        return "" if self.source is None else self.sources[int(self.source[sample])]
+
     def inputs(self) -> Iterator[tuple[Modality, Input]]:
         """The modalities that this run reads, with their inputs."""
         for modality in Modality:

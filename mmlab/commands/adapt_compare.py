@@ -90,12 +90,9 @@ def find_methods(config: Path, wanted: Sequence[str] | None) -> dict[str, Path]:
 def compare(plan: Plan) -> tuple[list[Compared], Goal | None]:
     """Run what has not finished; returns what all runs reached and by which score."""
     compared, goal = [], None
-    count = len(plan.methods) * len(plan.seeds)
-    for number, (method, overlay) in enumerate(plan.methods.items()):
+    for method, directories in run_all(plan).items():
         runs, failed = [], []
-        for place, seed in enumerate(plan.seeds):
-            title = f"{number * len(plan.seeds) + place + 1} of {count}: {method}, seed {seed}"
-            directory = _finish(plan, method, overlay, seed, title)
+        for seed, directory in directories.items():
             if directory is None:
                 failed.append(seed)
                 continue
@@ -103,6 +100,17 @@ def compare(plan: Plan) -> tuple[list[Compared], Goal | None]:
             runs.append(measure(directory, goal.metric))
         compared.append(Compared(method, runs, failed))
     return compared, goal
+
+
+def run_all(plan: Plan) -> dict[str, dict[int, Path | None]]:
+    """Run what has not finished; returns the directories by method and seed, None for a run that failed."""
+    count = len(plan.methods) * len(plan.seeds)
+    found: dict[str, dict[int, Path | None]] = {}
+    for number, (method, overlay) in enumerate(plan.methods.items()):
+        for place, seed in enumerate(plan.seeds):
+            title = f"{number * len(plan.seeds) + place + 1} of {count}: {method}, seed {seed}"
+            found.setdefault(method, {})[seed] = _finish(plan, method, overlay, seed, title)
+    return found
 
 
 def _finish(plan: Plan, method: str, overlay: Path, seed: int, title: str) -> Path | None:

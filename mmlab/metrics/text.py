@@ -31,6 +31,8 @@ class Answered(NamedTuple):
     """-log p of the right answer, summed over its tokens; 0 where no score asks for it."""
     tokens: int = 0
     """How many tokens that is."""
+    source: str = ""
+    """Name of the source, where the run reads several."""
 
 
 class TextScore(ABC):
@@ -47,6 +49,10 @@ class TextScore(ABC):
         Args:
             answers: At least one, in the order of their places; those that have references, or losses.
         """
+
+    def normal(self, text: str) -> str:
+        """What is compared of an answer: texts of one normal form are the same answer."""
+        return normal_answer(text)
 
 
 class TextMetrics(Metric):
@@ -79,8 +85,18 @@ class TextMetrics(Metric):
         return [gathered[place] for place in sorted(gathered)]
 
     def compute(self) -> dict[str, float]:
-        """All scores of what has references, and of what has losses. Every rank must call it."""
+        """All scores of what has references, and of what has losses. Every rank must call it.
+
+        Where there are several sources, `<name>@<source>` is what an evaluation of that source alone gives.
+        """
         answers = self.answered()
+        found = self._scores(answers)
+        for source in sorted({one.source for one in answers} - {""}):
+            scores = self._scores([one for one in answers if one.source == source])
+            found |= {f"{name}@{source}": value for name, value in scores.items()}
+        return found
+
+    def _scores(self, answers: Sequence[Answered]) -> dict[str, float]:
         found: dict[str, float] = {}
         for score in self.scores:
             scored = [one for one in answers if (one.tokens > 0 if score.of_losses else one.references)]
@@ -138,10 +154,11 @@ class StatementScores(TextScore):
     """Accuracy of judgements, and how many hold in every arrangement of a scene (NLVR: Suhr et al. 2017)."""
 
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
-        """`accuracy` with its interval; `consistency`, the share of groups in which all answers are right."""
+        """`accuracy` and `consistency` (the share of groups that are right throughout), with intervals."""
         right = [max(exact_match(one.prediction, known) for known in one.references) for one in answers]
         of_group: dict[str, float] = {}
         for one, value in zip(answers, right, strict=True):
             of_group[one.group] = min(value, of_group.get(one.group, 1.0))
-        consistency = sum(of_group.values()) / len(of_group)
-        return with_interval("accuracy", right, answers) | {"consistency": consistency}
+        one_each = list({one.group: one for one in answers}.values())
+        consistency = with_interval("consistency", list(of_group.values()), one_each)
+        return with_interval("accuracy", right, answers) | consistency

@@ -101,3 +101,7 @@ class VqaScores(TextScore):
         """`vqa_accuracy` with its interval."""
         values = [vqa_accuracy(one.prediction, one.references) for one in answers]
         return with_interval("vqa_accuracy", values, answers)
+
+    def normal(self, text: str) -> str:
+        """See :func:`normal_vqa_answer`."""
+        return normal_vqa_answer(_one_line(text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,28 @@ from mmlab.tasks.generative import Answer
 
 
 class AnswerList:
-    """Answers that may be given; a reference is one of them if both have one normal form.
+    """Answers that may be given; a reference is one of them if both have one normal form."""
 
-    See :func:`mmlab.metrics.text.normal_answer`: what is the same here counts as the same in evaluation.
-    """
-
-    def __init__(self, answers: Sequence[str] | str) -> None:
+    def __init__(self, answers: Sequence[str] | str, *, normal: Callable[[str], str] = normal_answer) -> None:
         """Read and check the answers.
 
         Args:
             answers: Themselves, or a text file with one on each line.
+            normal: Gives the normal form; that of evaluation, so that what is the same here counts as the
+                same there.
 
         Raises:
             ValueError: There is no such file, no answer, a blank one, or two of one normal form.
         """
         self.answers = _lines(answers) if isinstance(answers, str) else tuple(answers)
+        self._normal = normal
         self._number: dict[str, int] = {}
         if not self.answers:
             raise ValueError("answers: there is none; list those that may be given, or a file of them")
         for number, answer in enumerate(self.answers):
             if not answer.strip():
                 raise ValueError(f"answers: number {number + 1} is blank: take it out")
-            same = self._number.setdefault(normal_answer(answer), number)
+            same = self._number.setdefault(normal(answer), number)
             if same != number:
                 raise ValueError(
                     f"answers: {self.answers[same]!r} and {answer!r} (numbers {same + 1} and {number + 1}) "
@@ -58,7 +58,7 @@ class AnswerList:
 
     def find(self, reference: str) -> int | None:
         """The number of the answer that a reference is, or None."""
-        return self._number.get(normal_answer(reference))
+        return self._number.get(self._normal(reference))
 
     def targets(
         self, references: Sequence[Sequence[str]], *, device: torch.device
@@ -128,7 +128,8 @@ class AnswerListTask(BaseTask):
         answers: Those that may be given, or a text file with one on each line.
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
-        scores: What answers are measured by; None: exact match and token F1 over words (SQuAD).
+        scores: What answers are measured by; None: exact match and token F1 over words (SQuAD). The first
+            also says which texts are one answer.
         objective: The loss.
 
     Raises:
@@ -148,8 +149,9 @@ class AnswerListTask(BaseTask):
         objective: SoftCrossEntropy | None = None,
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
-        self.answers = AnswerList(answers)
         self.scores: list[TextScore] = [AnswerScores()] if scores is None else scores
+        normal = self.scores[0].normal if self.scores else normal_answer
+        self.answers = AnswerList(answers, normal=normal)
         self.objective = SoftCrossEntropy() if objective is None else objective
         if (found := model.head.classes) != (wanted := len(self.answers)):
             raise ValueError(f"the head has {found} classes for {wanted} answers: set classes to {wanted}")
@@ -172,7 +174,13 @@ class AnswerListTask(BaseTask):
         known = batch.references or ((),) * len(batch)
         metrics.update(
             [
-                Answered(said.place, said.text, known[said.sample], group=str(int(batch.group[said.sample])))
+                Answered(
+                    said.place,
+                    said.text,
+                    known[said.sample],
+                    group=str(int(batch.group[said.sample])),
+                    source=batch.source_of(said.sample),
+                )
                 for said in self.predict(batch)
             ]
         )

@@ -116,6 +116,7 @@ class GenerativeTask(BaseTask):
                 references=batch.references[answer.sample] if batch.references else (),
                 group=str(int(batch.group[answer.sample])),
                 whole=answer.whole,
+                source=batch.source_of(answer.sample),
             )
             if known is not None:  # what does not choose has one row for each sample
                 loss = -float(known.log_probability[answer.sample])

@@ -86,6 +86,22 @@ def test_two_ranks_give_the_numbers_of_one(ranks: Any) -> None:
     assert ranks(share, [[], list(range(6))])[0] == whole
 
 
+def test_each_source_has_the_numbers_of_an_evaluation_of_its_own() -> None:
+    mixed = TextMetrics([AnswerScores(), Perplexity()])
+    mixed.update([
+        Answered(n, SAID[n], RIGHT[n], str(n), loss=LOSS[n], tokens=n, source=("zoo", "town")[n % 2])
+        for n in range(6)
+    ])  # fmt: skip
+    found = mixed.compute()
+    assert {name: value for name, value in found.items() if "@" not in name} == metrics_of(
+        list(range(6))
+    ).compute()
+    for source, numbers in (("zoo", [0, 2, 4]), ("town", [1, 3, 5])):
+        alone = metrics_of(numbers).compute()
+        assert {name: found[f"{name}@{source}"] for name in alone} == alone
+        assert len(found) == 3 * len(alone)
+
+
 def test_answers_come_in_the_order_of_their_places_and_reset_forgets_them() -> None:
     metrics = metrics_of([3, 1, 2])
     assert [one.place for one in metrics.answered()] == [1, 2, 3]
@@ -116,3 +132,5 @@ def test_a_statement_is_understood_where_it_is_judged_rightly_in_every_arrangeme
     found = StatementScores()(answers)
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["consistency"] == pytest.approx(1 / 3)
+    # Of three groups drawn with replacement, all are the right one in 1 of 27 and none in 8 of 27.
+    assert (found["consistency_low"], found["consistency_high"]) == (0, 1)

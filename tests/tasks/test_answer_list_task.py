@@ -22,6 +22,8 @@ from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
 from mmlab.data.shards import write_shards
 from mmlab.data.text import TextReader
+from mmlab.metrics.text import AnswerScores, TextScore
+from mmlab.metrics.vqa import VqaScores
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.product import ProductFusion
 from mmlab.models.fusion.tower import FusionTower
@@ -130,7 +132,9 @@ def make_data(folder: Path, **loading: Any) -> ShardData:
     )  # fmt: skip
 
 
-def make_task(answers: Any = ANSWERS, *, classes: int = 5) -> AnswerListTask:
+def make_task(
+    answers: Any = ANSWERS, *, classes: int = 5, scores: list[TextScore] | None = None
+) -> AnswerListTask:
     torch.manual_seed(0)
     model = FusionClassifier(
         image=FusionTower(MeanColour()),
@@ -143,6 +147,7 @@ def make_task(answers: Any = ANSWERS, *, classes: int = 5) -> AnswerListTask:
         answers=answers,
         optimization=Optimization(partial(torch.optim.AdamW, lr=1e-2)),
         adaptation=Policy("full"),
+        scores=scores,
     )
 
 
@@ -240,6 +245,12 @@ class TestList:
         target = listed.targets(references, device=torch.device("cpu"))
         assert target.tolist() == [[1, 0, 0], [0, 0.5, 0.25], [0, 0, 0], [0, 0, 0]]
         assert listed.targets([(), ()], device=torch.device("cpu")).tolist() == [[0, 0, 0]] * 2
+
+    def test_the_first_score_says_which_texts_are_one_answer(self) -> None:
+        scores: list[TextScore] = [VqaScores(), AnswerScores()]
+        for ordered, number in ((scores, 1), (scores[::-1], None)):
+            listed = make_task(["red", "2"], classes=2, scores=ordered).answers
+            assert [listed.find(said) for said in ("a red", "Red", "two")] == [0, 0, number]
 
     def test_a_file_has_an_answer_on_each_line(self, tmp_path: Path) -> None:
         (tmp_path / "answers.txt").write_text("yes\nno\n\nlight blue \n", encoding="utf-8")

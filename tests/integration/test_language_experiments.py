@@ -1,0 +1,169 @@
+"""The experiments with a language model, or with a list of answers, on the real command line: tiny models and
+samples with the fields that each source gives."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from command_processes import Shell
+from PIL import Image
+from tiny_language import tiny_language, tiny_tokenizer
+from transformers import BertConfig, BertModel, WhisperConfig, WhisperForConditionalGeneration
+
+from mmlab.data.shards import write_shards
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+MODEL = "--model.init_args.model.init_args"
+COUNTS = {"train": 24, "val": 6, "test": 6}
+
+
+class Case(NamedTuple):
+    config: str
+    score: str
+    """On the test split."""
+    about: Mapping[str, Any]
+    """Fields of every sample."""
+    kind: str = "image"
+    words: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    """What a record of the answers holds beside the answer."""
+
+
+ASKED = {"question": "What colour?", "answers": ["red"], "answer": "red", "question_id": 7, "group": "a"}
+CASES = [
+    Case(
+        "question_answering/easy_vqa",
+        "exact_match",
+        ASKED | {"questions": [ASKED, ASKED | {"question": "Is it red?", "answer": "yes"}]},
+        words=("--trainer.val_check_interval", "2", "--trainer.max_steps", "4"),
+        written=("question_id",),
+    ),
+    Case(
+        "question_answering/easy_vqa_classifier", "exact_match", ASKED, written=("question_id",)
+    ),
+    Case(
+        "reasoning/nlvr",
+        "consistency",
+        {"statement": "There is a dot.", "answer": "true", "group": "a", "identifier": "1-0-0"},
+        words=("--trainer.max_epochs", "2"),
+        written=("identifier",),
+    ),
+    Case(
+        "generation/stamps",
+        "cider",
+        {"captions": {"en": "a cat", "fr": "un chat", "es": "un gato", "de": "eine Katze"}},
+        words=("--trainer.max_epochs", "2"),
+        written=("caption", "key"),
+    ),
+    Case(
+        "generation/sounds",
+        "cider",
+        {"captions": ["a dog barks", "a dog barking"], "label": "dog bark", "audio_id": "1-1-A"},
+        kind="audio",
+        words=(
+            "--trainer.max_epochs", "5", f"{MODEL}.audio.init_args.resampler.init_args.dim", "32",
+        ),
+        written=("key", "label"),
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("shell"))
+    yield shell
+    shell.close()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny models, as folders."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("language", "text", "audio")}
+    tiny_language(folders["language"])
+    torch.manual_seed(0)
+    text = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(text).save_pretrained(folders["text"])
+    tiny_tokenizer().save_pretrained(folders["text"])
+    sound = WhisperConfig(
+        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(sound).save_pretrained(folders["audio"])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def write(folder: Path, case: Case) -> tuple[str, ...]:
+    """Shards of a case, and the words that name them."""
+    with io.BytesIO() as file:
+        if case.kind == "image":
+            Image.new("RGB", (40, 10), (200, 0, 0)).save(file, "PNG")
+        else:
+            soundfile.write(file, np.zeros(8000, dtype=np.float32), 16_000, format="OGG")
+        medium = {"png" if case.kind == "image" else "ogg": file.getvalue()}
+    for split, count in COUNTS.items():
+        about = json.dumps(case.about).encode()
+        write_shards(
+            ({"__key__": f"{split}{n}", "json": about} | medium for n in range(count)), folder, split
+        )
+    splits = {split: f"{folder}/{split}-*.tar" for split in COUNTS}
+    return (
+        "--data.source", "null",
+        "--data.splits", json.dumps(splits | {"predict": splits["test"]}),
+    )  # fmt: skip
+
+
+def tiny(case: Case, parts: dict[str, str]) -> tuple[str, ...]:
+    """Words that put tiny models into an experiment."""
+    config = yaml.safe_load((EXPERIMENTS / f"{case.config}.yaml").read_text(encoding="utf-8"))
+    built = config["model"]["init_args"]["model"]["init_args"]
+    words = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.loading.num_workers", "0"]
+    if "language" in built:
+        words += [f"{MODEL}.language.init_args.name", parts["language"]]
+        words += ["--data.text.init_args.tokenizer", parts["language"]]
+        words += [f"{MODEL}.{case.kind}.init_args.dim", "32"]
+    else:
+        words += [f"{MODEL}.text.init_args.encoder.init_args.name", parts["text"]]
+        words += ["--data.text.init_args.tokenizer", parts["text"]]
+        words += [f"{MODEL}.fusion.init_args.dims", '{"image": 96, "text": 32}']
+    encoder = f"{MODEL}.{case.kind}.init_args.encoder.init_args"
+    if case.kind == "image":
+        words += [f"{encoder}.name", "test_resnet", f"{encoder}.pretrained", "false"]
+    else:
+        words += [f"{encoder}.name", parts["audio"]]
+    return (*words, *case.words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.config.rpartition("/")[2])
+def test_it_trains_and_answers(shell: Shell, parts: dict[str, str], case: Case, tmp_path: Path) -> None:
+    config = EXPERIMENTS / f"{case.config}.yaml"
+    words = ("--config", str(config), *write(tmp_path, case), *tiny(case, parts))
+    before = shell.runs()
+    answer = shell("fit", *words)
+    assert answer.status == 0, answer.err
+    assert "Warning" not in answer.err
+    (run,) = shell.runs() - before
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics[f"test/{case.score}"] >= 0
+    assert metrics[f"test/{case.score}_low"] <= metrics[f"test/{case.score}_high"]
+    assert (run / "answers-test.html").read_text(encoding="utf-8").count("class=row") == COUNTS["test"]
+
+    before = shell.runs()
+    answer = shell("predict", *words, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    assert answer.status == 0, answer.err
+    (predicted,) = shell.runs() - before
+    lines = (predicted / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == COUNTS["test"]
+    assert sorted(json.loads(lines[0])) == sorted(("answer", *case.written))
