@@ -106,13 +106,14 @@ def main() -> None:
     nearest = (unseen.vectors @ known.vectors.T).argmax(1).tolist()
     copied = [known.captions[number] for number in nearest]
     with tempfile.TemporaryDirectory() as scratch:
-        words = QUICK if arguments.quick else []
+        words = [*(QUICK if arguments.quick else []), *arguments.words]
         runs = train(CONFIG, {"captions": {}}, seeds, words, arguments.runs or Path(scratch))["captions"]
         found = [{name.removeprefix("test/"): value for name, value in metrics(run).items()} for run in runs]
         taken = spread([minutes(run) for run in runs], scale=1)
         said = predict(runs[0])
     baseline = score(copied, unseen.captions)
-    print(f"{len(unseen.keys)} test pictures, {len(known.keys)} to learn from. Seeds {str(seeds)[1:-1]}.\n")
+    print(f"{len(unseen.keys)} test pictures, {len(known.keys)} to learn from. Seeds {str(seeds)[1:-1]}.")
+    print(f"{' '.join(arguments.words)}\n")
     print("| | CIDEr (of 10) | 95 % | BLEU-4, % | BLEU-1, % | ROUGE-L, % | minutes |")
     print("|---|---|---|---|---|---|---|")
     print(row("nearest training caption", [baseline], ""))

@@ -93,7 +93,7 @@ def main() -> None:
     )
     arguments = options(parser, quick="one seed, two steps of each")
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
-    words = QUICK if arguments.quick else []
+    words = [*(QUICK if arguments.quick else []), *arguments.words]
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.runs or Path(scratch)
         runs: dict[str, list[Path]] = {}
@@ -102,7 +102,7 @@ def main() -> None:
             runs |= train(EXPERIMENTS / f"{config}.yaml", chosen, seeds, words, out)
         found = {name: [metrics(run) for run in directories] for name, directories in runs.items()}
         taken = {name: [minutes(run) for run in directories] for name, directories in runs.items()}
-    print(f"Seeds {', '.join(map(str, seeds))}.\n")
+    print(f"Seeds {', '.join(map(str, seeds))}. {' '.join(arguments.words)}\n")
     print("| easy-VQA, official test split | exact match, % | 95 % | minutes |\n|---|---|---|---|")
     for name, share in commonest().items():
         print(f"| {name} | {100 * share:.1f} | | |")

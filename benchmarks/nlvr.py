@@ -93,14 +93,14 @@ def main() -> None:
     parser.add_argument("--nlvr", type=Path, help="its release; default: what was prepared before")
     arguments = options(parser, quick="one seed, two steps of each")
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
-    words = QUICK if arguments.quick else []
+    words = [*(QUICK if arguments.quick else []), *arguments.words]
     prepared = Nlvr(from_file=arguments.nlvr).prepare()
     with tempfile.TemporaryDirectory() as scratch:
         runs = train(CONFIG, OVERLAYS, seeds, words, arguments.runs or Path(scratch))
         found = {name: [metrics(run) for run in directories] for name, directories in runs.items()}
         taken = {name: [minutes(run) for run in directories] for name, directories in runs.items()}
     usual = commoner(prepared)
-    print(f"Seeds {', '.join(map(str, seeds))}.\n")
+    print(f"Seeds {', '.join(map(str, seeds))}. {' '.join(arguments.words)}\n")
     print(
         "| what is read | accuracy, % | 95 % | consistency, % | 95 % | minutes |\n|---|---|---|---|---|---|"
     )

@@ -19,6 +19,9 @@ Metrics = Mapping[str, float | None]
 def options(parser: argparse.ArgumentParser, *, quick: str) -> argparse.Namespace:
     """Add the options that such benchmarks share, and read the command line.
 
+    Words that are none of them are in `words`, for every run: `--trainer.precision bf16-mixed`, which is half
+    again as fast on a processor that has bfloat16, and many times slower on one that has not.
+
     Args:
         parser: With the options of one's own.
         quick: What `--quick` does.
@@ -26,7 +29,9 @@ def options(parser: argparse.ArgumentParser, *, quick: str) -> argparse.Namespac
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, help="keep the run directories here; stopped, it goes on")
-    return parser.parse_args()
+    parser.epilog = "Other words go to every `mmlab fit`."
+    arguments, arguments.words = parser.parse_known_args()
+    return arguments
 
 
 def train(

@@ -41,7 +41,7 @@ class Loading:
     """What makes two samples positives of each other: `caption`, `key`, or a field such as `json.group`."""
     references: tuple[str, ...] = ()
     """Fields that hold what an answer is compared with in evaluation, and what a classifier over a list of
-    answers learns from (`json.answers`)."""
+    answers learns from (`json.answers`; `each.answers` of the turn that evaluation asks)."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
     batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""

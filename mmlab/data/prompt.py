@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -71,6 +72,7 @@ class PromptReader(Reader):
         *,
         prompts: list[Prompt],
         each: str | None = None,
+        ordered: bool = False,
         choices: str | list[str] | None = None,
         system: str | None = None,
         max_length: int = 512,
@@ -84,6 +86,8 @@ class PromptReader(Reader):
             each: Field that holds a list of turns (`json.questions`), each with fields of its own. A sample
                 without it is one turn, whose fields are those beside it (`json`). Training draws the turns
                 and their order; evaluation takes the first.
+            ordered: Turns follow on each other: training keeps their order and leaves out the last where
+                there are too many, evaluation asks the last one after all before it.
             choices: What evaluation chooses among, each in the place of the answer: a field that holds them
                 (`json.choices`), or the texts themselves. Training sees the right answer alone. None: answers
                 are said, not chosen.
@@ -100,11 +104,14 @@ class PromptReader(Reader):
                 raise ValueError("prompts: assistant is empty, so there is nothing to learn")
             if each is None and (wrong := [f for f in prompt.fields() if f.startswith(_EACH)]):
                 raise ValueError(f"prompts: {{{wrong[0]}}} needs `each`, the field that holds the turns")
+        if ordered and each is None:
+            raise ValueError("ordered needs `each`, the field that holds the turns")
         if not prompts:
             raise ValueError("prompts: give at least one")
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.each = each
+        self.ordered = ordered
         self.choices = choices
         self.system = system
         self.max_length = max_length
@@ -161,9 +168,19 @@ class PromptReader(Reader):
                 turns = self._turns(prompt, members, None, complete=False)
             except BrokenMember:
                 continue
-            pieces = (piece for turn in turns for piece in turn.user)
-            return ["".join("" if isinstance(piece, Modality) else piece for piece in pieces)]
+            said = [piece for turn in turns for piece in (*turn.user, f"\n{turn.assistant}\n")][:-1]
+            return ["".join("" if isinstance(piece, Modality) else piece for piece in said)]
         return []
+
+    def asked(self, members: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The turn that evaluation asks, as a member `each`; none where there are no turns."""
+        if self.each is None:
+            return {}
+        try:
+            (entry,) = self._entries(members, None)[-1:]
+        except MissingFieldError:
+            return {}
+        return {} if entry is None else {"each": entry}
 
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
         """One conversation; in evaluation, an answer may be missing and is then not there.
@@ -192,7 +209,8 @@ class PromptReader(Reader):
         while True:
             encoding = self._format.encode(turns)
             if len(encoding.ids) <= self.max_length:
-                return torch.tensor([encoding.ids, encoding.target], dtype=torch.int64).T.contiguous()
+                target = encoding.target if shorten else _asked(encoding.target, turns)
+                return torch.tensor([encoding.ids, target], dtype=torch.int64).T.contiguous()
             if not shorten or len(turns) == 1:
                 raise BrokenMember(f"{len(encoding.ids)} tokens, above max_length {self.max_length}")
             turns = turns[:-1]
@@ -202,7 +220,7 @@ class PromptReader(Reader):
         if not isinstance(self.choices, str):
             found = self.choices or []
         else:
-            values = _values(self.choices, members, self._entries(members, None)[0])
+            values = _values(self.choices, members, self._entries(members, None)[-1])
             found = [_text(value, self.choices) for value in values]
         if not 2 <= len(found) <= _MAX_CHOICES:
             limit = "fewer than 2" if len(found) < 2 else f"more than {_MAX_CHOICES}"
@@ -272,10 +290,21 @@ class PromptReader(Reader):
             return [found[0].encode() if isinstance(found[0], str) else _json(found[0])]
         if len(found) > _MAX_TURNS:
             raise BrokenMember("too many turns")
+        if self.ordered:
+            return [_json(turn) for turn in (found if rng is None else found[: self.max_turns])]
         if rng is None:
             return [_json(found[0])]
         drawn = sorted((rng.random(), number) for number in range(len(found)))[: self.max_turns]
         return [_json(found[number]) for _, number in drawn]
+
+
+def _asked(target: Sequence[bool], turns: Sequence[Turn]) -> list[bool]:
+    """Of what is to be said, the answer of the last turn: in evaluation those before it are given."""
+    if turns[-1].assistant is None:
+        return [False] * len(target)
+    starts = (at for at, (before, said) in enumerate(pairwise([False, *target])) if said and not before)
+    last = max(starts)
+    return [said and at >= last for at, said in enumerate(target)]
 
 
 def _json(value: Any) -> bytes:

@@ -72,6 +72,10 @@ class Reader(ABC):
             BrokenMember: A member is there but cannot be read.
         """
 
+    def asked(self, members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """More members, which only this reader can tell: what evaluation asks of a sample."""
+        return {}
+
     def check(self, rows: Mapping[Modality, Sequence[Tensor]]) -> None:  # noqa: B027  (most look at one)
         """Raise BrokenMember where the rows of a sample do not go together."""
 

@@ -48,7 +48,8 @@ class Stream:
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
                 for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
                 are alone.
-            references: Fields that hold what the answer of a sample may be.
+            references: Fields that hold what the answer of a sample may be; `each.answer` is one of the turn
+                that evaluation asks.
         """
         self.shards = shards
         self.order = order
@@ -120,6 +121,9 @@ class Stream:
 
     def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
         """What the answer may be."""
+        if any(field.startswith("each.") for field in self.references):
+            for reader in self.readers:
+                members = {**members, **reader.asked(members)}
         found = [value for field in self.references for value in read_field(members, field)]
         try:
             return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)

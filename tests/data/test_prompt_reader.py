@@ -107,6 +107,40 @@ def test_turns_are_drawn_in_training_and_the_first_is_taken_in_evaluation(
     assert len(seen) > 3
 
 
+def test_turns_that_follow_on_each_other_keep_their_order_and_the_last_is_asked(
+    make: Callable[..., PromptReader],
+) -> None:
+    reader = make(EACH, each="json.turns", ordered=True, max_turns=2)
+    turns = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]
+    whole, said = texts(reader.read(members(turns=turns), None)[0])
+    assert whole == "".join(
+        f"<|start|>user\n{'[image]' if n == 0 else ''}q{n}<|end|>\n<|start|>assistant\na{n}<|end|>\n"
+        for n in range(3)
+    ).removesuffix("\n")
+    assert said == "a2<|end|>"
+    assert reader.questions(members(turns=turns)) == ["q0\na0\nq1\na1\nq2"]
+    assert json.loads(reader.asked(members(turns=turns))["each"]) == turns[2]
+    for seed in range(5):
+        whole, said = texts(reader.read(members(turns=turns), Random(seed))[0])
+        assert said == "a0<|end|>a1<|end|>"
+        assert "q2" not in whole
+
+
+def test_of_turns_that_follow_on_each_other_the_last_may_lack_an_answer(
+    make: Callable[..., PromptReader],
+) -> None:
+    reader = make(EACH, each="json.turns", ordered=True)
+    open_end = members(turns=[{"question": "q0", "answer": "a0"}, {"question": "q1"}])
+    whole, said = texts(reader.read(open_end, None)[0])
+    assert whole.endswith("a0<|end|>\n<|start|>user\nq1<|end|>\n<|start|>assistant\n")
+    assert said == ""
+    hole = members(turns=[{"question": "q0"}, {"question": "q1", "answer": "a1"}])
+    with pytest.raises(BrokenMember, match=r"no each\.answer"):
+        reader.read(hole, None)
+    with pytest.raises(ValueError, match="ordered needs `each`"):
+        make(QUESTION, ordered=True)
+
+
 def test_a_sample_without_turns_is_one(make: Callable[..., PromptReader]) -> None:
     reader = make(EACH, each="json.questions")
     (row,) = reader.read(members(question="q", answer="a"), None)
