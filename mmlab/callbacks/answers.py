@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -127,7 +128,7 @@ class AnswerPage(Callback):
         )
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                _log(logger, rows, split=split, step=trainer.global_step)
+                _log(logger, rows, split=split)
 
 
 def _section(answered: Any, shown: Any) -> str:
@@ -149,12 +150,22 @@ def _said(answered: Any) -> str:
     return whole
 
 
-def _log(logger: RunLogger, rows: Sequence[tuple[Any, Any]], *, split: str, step: int) -> None:
-    """A table with pictures; sounds are on the page."""
-    table = wandb.Table(columns=["key", "image", "question", "answer", "references"])
-    for answered, shown in rows:
-        picture = wandb.Image(open_picture(shown.images[0])) if shown.images else None
-        asked = shown.texts[0] if shown.texts else ""
-        table.add_data(shown.key, picture, asked, _said(answered), "; ".join(answered.references[:5]))
-    values: Mapping[str, Any] = {f"{split}/answers": table}
-    logger.experiment.log(dict(values), commit=False)
+def _log(logger: RunLogger, rows: Sequence[tuple[Any, Any]], *, split: str) -> None:
+    """A table with pictures and sounds."""
+    table = wandb.Table(columns=["key", "image", "sound", "question", "answer", "references"])
+    with TemporaryDirectory() as folder:  # wandb copies sounds when the table is logged
+        for number, (answered, shown) in enumerate(rows):
+            picture = wandb.Image(open_picture(shown.images[0])) if shown.images else None
+            sound = _sound(shown.sounds[0], Path(folder) / str(number)) if shown.sounds else None
+            asked = shown.texts[0] if shown.texts else ""
+            references = "; ".join(answered.references[:5])
+            table.add_data(shown.key, picture, sound, asked, _said(answered), references)
+        values: Mapping[str, Any] = {f"{split}/answers": table}
+        logger.experiment.log(dict(values), commit=False)
+
+
+def _sound(sound: Any, path: Path) -> wandb.Audio:
+    """A sound as it lies in the shard, with the ending that players go by."""
+    file = path.with_suffix(f".{sound.extension.rpartition('.')[2]}")
+    file.write_bytes(sound.content)
+    return wandb.Audio(str(file))

@@ -17,13 +17,13 @@ EVERY = 60.0
 class ProgressLines(ProgressBar):
     """Prints epoch, step, the main numbers and the time left, on rank zero.
 
-    A line comes at the end of every validation and every epoch, and each minute between: who reads the log of
-    a job sees that it goes on, and how.
+    A line comes at the end of every validation and every epoch, and each minute between, in evaluation too:
+    who reads the log of a job sees that it goes on, and how.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._started = self._said = 0.0
+        self._started = self._said = time.monotonic()
         self._first_step = self._said_step = 0
 
     def disable(self) -> None:
@@ -48,6 +48,34 @@ class ProgressLines(ProgressBar):
         """Say what it found."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._say(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Say how far validation is."""
+        self._say_batch(trainer, "validation", batch_idx, trainer.num_val_batches[dataloader_idx])
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Say how far the test is."""
+        self._say_batch(trainer, "test", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Say how far prediction is."""
+        self._say_batch(trainer, "predict", batch_idx, trainer.num_predict_batches[dataloader_idx])
+
+    def _say_batch(self, trainer: L.Trainer, name: str, batch: int, total: int | float) -> None:
+        now = time.monotonic()
+        if now - self._said >= EVERY:
+            self._said = now
+            if trainer.is_global_zero:
+                print(f"{name}  batch {batch + 1}/{total}", file=sys.stderr, flush=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say where training stands, unless its validation just has."""

@@ -49,3 +49,15 @@ def test_a_long_epoch_is_heard_of(
     monkeypatch.setattr(progress, "EVERY", 0.0)
     said = lines(tmp_path, capsys, limit_val_batches=0)
     assert [line.split()[3] for line in said] == [f"{step}/8" for step in range(1, 9)]
+
+
+def test_a_long_evaluation_is_heard_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    trainer = make_trainer(tmp_path, ProgressLines(), steps=1, enable_progress_bar=True, limit_val_batches=1)
+    trainer.test(make_task("full"), Batches(), verbose=False)
+    trainer.validate(make_task("full"), Batches(), verbose=False)
+    said = capsys.readouterr().err.splitlines()
+    assert "test  batch 1/1" in said
+    assert "validation  batch 1/1" in said
