@@ -149,6 +149,8 @@ class Released(Source):
                 splits[name] = {**written.counts, "left_out": dict(written.left_out)}
                 for reason, number in written.left_out.items():
                     print(f"left out of {name}: {number} of {len(items)}: {reason}", file=sys.stderr)
+        for reason, number in contents.left_out.items():
+            print(f"left out: {number}: {reason}", file=sys.stderr)
         if not any("samples" in counts for counts in splits.values()):
             wanted = [end for items in contents.splits.values() for item in items for end in item.media]
             lack = f"no {wanted[0]} that can be read, for one" if wanted else "no sample"

@@ -92,7 +92,7 @@ def test_photographs_that_are_not_there(tmp_path: Path) -> None:
         Coco(from_file=write_release(tmp_path / "other", {"x": ""}), out=tmp_path / "out").prepare()
 
 
-def test_flickr8k(tmp_path: Path) -> None:
+def test_flickr8k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"100026820{n}_693b08cb0e" for n in range(5)]
     tokens = "".join(f"{name}.jpg#{k}\tA child {k} .\n" for name in names for k in range(5))
     tokens += "2258277193_586949ec62.jpg.1#0\tpeople waiting .\n"
@@ -110,6 +110,7 @@ def test_flickr8k(tmp_path: Path) -> None:
     assert about(test) == {"captions": [f"A child {k} ." for k in range(5)], "image_id": names[3]}
     assert test["jpg"] == picture(3)
     assert note(folder)["left_out"] == {"photographs in no list": 2, "photographs without captions": 1}
+    assert "left out: 2: photographs in no list\n" in capsys.readouterr().err
     files["Flickr8k.token.txt"] += "no tab\n"
     with pytest.raises(ValueError, match=r"Flickr8k\.token\.txt, line 27, in .* is not as released"):
         Flickr8k(from_file=write_release(tmp_path / "in", files), out=tmp_path / "more").prepare()
