@@ -48,3 +48,13 @@ def test_attention_and_gradients_equal_those_of_each_sample_by_itself(
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     for ours, theirs in zip(torch.autograd.grad((got * weight).sum(), whole), gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_bfloat16_is_attended_to_in_float32_on_a_cpu() -> None:
+    layer, half = Attention(), [part.detach().to(torch.bfloat16) for part in parts()]
+    options: dict[str, Any] = {"packing": pack(torch.tensor(LENGTHS)), "scaling": 0.3, "dropout": 0.0}
+    wanted, _ = packed_attention(layer, *(part.float() for part in half), None, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = packed_attention(layer, *half, None, **options)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, wanted.to(torch.bfloat16), rtol=0, atol=0)
