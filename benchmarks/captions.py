@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from variants import metrics, minutes, options, spread, train
+from variants import heading, metrics, minutes, options, spread, train
 
 from mmlab.batch import Input
 from mmlab.data.image import ImageReader
@@ -37,7 +37,10 @@ from mmlab.sources.stamps import Stamps
 CONFIG = Path(__file__).parents[1] / "experiments" / "generation" / "stamps.yaml"
 SCORES = {"cider": 1.0, "bleu_4": 100.0, "bleu_1": 100.0, "rouge_l": 100.0}
 """What is shown, and times what."""
-QUICK = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "2"]
+QUICK = [
+    "--trainer.max_epochs", "-1", "--trainer.max_steps", "2", "--trainer.check_val_every_n_epoch", "null",
+    "--trainer.val_check_interval", "2",
+]  # fmt: skip
 EXAMPLES = 12
 
 
@@ -46,6 +49,8 @@ class Pictures(NamedTuple):
 
     keys: list[str]
     captions: list[str]
+    groups: list[str]
+    """Equal for equal captions, which intervals draw together."""
     vectors: Tensor
     """Of unit length, [pictures, dim]."""
 
@@ -64,22 +69,37 @@ def look(folder: Path, split: str) -> Pictures:
         owner = torch.arange(len(rows))
         encoded = encoder(Input(rows, owner, torch.ones(len(rows), dtype=torch.bool)))
         vectors.append(torch.nn.functional.normalize(encoded.tokens.mean(1)))
-    captions = [str(json.loads(sample.members["json"])["captions"]["en"]) for sample in samples]
-    return Pictures([sample.key for sample in samples], captions, torch.cat(vectors))
+    about = [json.loads(sample.members["json"]) for sample in samples]
+    return Pictures(
+        [sample.key for sample in samples],
+        [one["captions"]["en"] for one in about],
+        [str(one["group"]) for one in about],
+        torch.cat(vectors),
+    )
 
 
-def score(said: list[str], right: list[str]) -> Mapping[str, float]:
+def score(said: list[str], pictures: Pictures) -> Mapping[str, float]:
     """By one reference each."""
-    pairs = enumerate(zip(said, right, strict=True))
-    return CaptionScores()([Answered(n, answer, (caption,), str(n)) for n, (answer, caption) in pairs])
+    pairs = enumerate(zip(said, pictures.captions, pictures.groups, strict=True))
+    return CaptionScores()([Answered(n, answer, (caption,), group) for n, (answer, caption, group) in pairs])
 
 
-def predict(run: Path) -> dict[str, str]:
+def predict(run: Path, words: list[str]) -> dict[str, str]:
     """What the best checkpoint of a run says of the test pictures, by key."""
     (best,) = (path for path in (run / "checkpoints").glob("[!.]*.ckpt") if path.name != "last.ckpt")
     with tempfile.TemporaryDirectory() as scratch:
-        words = ["--config", str(CONFIG), "--ckpt_path", str(best), "--runs", scratch, "--name", "said"]
-        subprocess.run([sys.executable, "-m", "mmlab", "predict", *words], check=True, capture_output=True)
+        command = [
+            sys.executable,
+            "-m",
+            "mmlab",
+            "predict",
+            "--config",
+            str(CONFIG),
+            "--ckpt_path",
+            str(best),
+        ]
+        command += [*words, "--runs", scratch, "--name", "said"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (answers,) = Path(scratch).glob("said/*/predictions/answers.jsonl")
         records = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     return {record["key"]: record["answer"] for record in records}
@@ -110,10 +130,10 @@ def main() -> None:
         runs = train(CONFIG, {"captions": {}}, seeds, words, arguments.runs or Path(scratch))["captions"]
         found = [{name.removeprefix("test/"): value for name, value in metrics(run).items()} for run in runs]
         taken = spread([minutes(run) for run in runs], scale=1)
-        said = predict(runs[0])
-    baseline = score(copied, unseen.captions)
-    print(f"{len(unseen.keys)} test pictures, {len(known.keys)} to learn from. Seeds {str(seeds)[1:-1]}.")
-    print(f"{' '.join(arguments.words)}\n")
+        said = predict(runs[0], arguments.words)
+    baseline = score(copied, unseen)
+    print(f"{len(unseen.keys)} test pictures, {len(known.keys)} to learn from.")
+    print(heading(seeds, arguments.words))
     print("| | CIDEr (of 10) | 95 % | BLEU-4, % | BLEU-1, % | ROUGE-L, % | minutes |")
     print("|---|---|---|---|---|---|---|")
     print(row("nearest training caption", [baseline], ""))

@@ -5,11 +5,12 @@
     python benchmarks/nlvr.py --nlvr DIR --runs DIR  keep the runs; stopped, it goes on
 
 Only these two splits of the release have labels and pictures in common circulation: 1,930 drawings to learn
-from. Statements alone tell what the words give away; the scene in words (what lies in each box, from the
-released structure) tells what the language model makes of a scene that it need not see. Beside them stands
-the commoner answer. Prints a Markdown table: the mean over seeds with the lowest and the highest, and the
-95 % interval over statements of the first seed. There is no bar: the ratio is that of the lower end of the
-pictures' interval to the commoner answer.
+from. Consistency counts the scenes that are judged rightly in both of their drawings. Statements alone tell
+what the words give away; the scene in words (what lies in each box, from the released structure) tells what
+the language model makes of a scene that it need not see. Beside them stands the commoner answer. Prints a
+Markdown table: the mean over seeds with the lowest and the highest, and the 95 % interval over scenes of the
+first seed. There is no bar: the ratio is that of the lower end of the pictures' interval to the commoner
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from variants import Metrics, metrics, minutes, options, spread, train
+from variants import Metrics, heading, metrics, minutes, options, spread, train
 
 from mmlab.data.shards import ShardSet
 from mmlab.sources.nlvr import Nlvr
@@ -51,8 +52,8 @@ def read(user: str) -> dict[str, Any]:
 
 OVERLAYS: dict[str, dict[str, Any]] = {
     SEEN: {},
-    "statement alone": read("{json.statement}"),
-    "scene in words": read("{json.scene}\n{json.statement}"),
+    "statement_alone": read("{json.statement}"),
+    "scene_in_words": read("{json.scene}\n{json.statement}"),
 }
 
 
@@ -100,13 +101,13 @@ def main() -> None:
         found = {name: [metrics(run) for run in directories] for name, directories in runs.items()}
         taken = {name: [minutes(run) for run in directories] for name, directories in runs.items()}
     usual = commoner(prepared)
-    print(f"Seeds {', '.join(map(str, seeds))}. {' '.join(arguments.words)}\n")
+    print(heading(seeds, arguments.words))
     print(
         "| what is read | accuracy, % | 95 % | consistency, % | 95 % | minutes |\n|---|---|---|---|---|---|"
     )
     print(f"| commoner answer | {100 * usual['accuracy']:.1f} | | {100 * usual['consistency']:.1f} | | |")
     for name, results in found.items():
-        print(f"| {name} | {' | '.join(cells(results))} | {spread(taken[name], scale=1)} |")
+        print(f"| {name.replace('_', ' ')} | {' | '.join(cells(results))} | {spread(taken[name], scale=1)} |")
     ratio = (found[SEEN][0]["test/accuracy_low"] or 0.0) / usual["accuracy"]
     print(f"nlvr ratio={ratio:.2f} bar=none (lower end of the interval to the commoner answer)")
 

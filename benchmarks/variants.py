@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mmlab.commands.adapt_compare import Plan, run_all
@@ -41,7 +42,7 @@ def train(
 
     Args:
         config: The experiment.
-        overlays: By name of the variant, what is other than in the experiment.
+        overlays: By name of the variant, which its runs have too, what is other than in the experiment.
         seeds: Of the weights, the order and the random parts.
         words: For every run.
         out: Keeps the runs.
@@ -57,6 +58,12 @@ def train(
     if missing:
         sys.exit(f"failed: {', '.join(f'{name}, seed {seed}' for name, seed in missing)}")
     return {name: [run for run in runs.values() if run is not None] for name, runs in found.items()}
+
+
+def heading(seeds: Sequence[int], words: Sequence[str]) -> str:
+    """What the runs of a table have in common."""
+    more = f" {' '.join(words)}." if words else ""
+    return f"Seeds {', '.join(map(str, seeds))}; threads: {torch.get_num_threads()}.{more}\n"
 
 
 def metrics(run: Path) -> Metrics:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import wandb
@@ -84,12 +84,21 @@ def _first(values: Sequence[Any]) -> Any:
     return values[0] if values else None
 
 
-class AnswerPage(Callback):
-    """Shows what the model says of the same samples at every validation and at the test.
+class Predicted(NamedTuple):
+    """What was said of a sample that is only predicted, as far as a page shows it."""
 
-    `answers-val.html` and `answers-test.html` in the run directory, and a Weights & Biases table. The samples
-    are spread evenly over the split, whatever the model makes of them. Where the answer is a part of what was
-    said, all of that is shown.
+    place: int
+    prediction: str
+    references: tuple[str, ...]
+    whole: str | None
+
+
+class AnswerPage(Callback):
+    """Shows what the model says of the same samples at every validation, at the test and in prediction.
+
+    `answers-val.html`, `answers-test.html` and `answers-predict.html` in the run directory, and a Weights &
+    Biases table. The samples are spread evenly over the split, whatever the model makes of them. Where the
+    answer is a part of what was said, all of that is shown.
 
     Args:
         samples: How many.
@@ -99,19 +108,42 @@ class AnswerPage(Callback):
         if samples < 1:
             raise ValueError(f"samples={samples}: at least 1")
         self.samples = samples
+        self._predicted: list[Predicted] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the validation samples."""
         if not trainer.sanity_checking:
-            self._show(trainer, pl_module, "val")
+            self._show(trainer, _answered(pl_module), "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the test samples."""
-        self._show(trainer, pl_module, "test")
+        self._show(trainer, _answered(pl_module), "test")
 
-    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        metrics: Any = pl_module.metrics
-        answered = metrics.answered()
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin anew."""
+        self._predicted = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what was said."""
+        for said in outputs:
+            references = batch.references[said.sample] if batch.references else ()
+            self._predicted.append(Predicted(said.place, said.text, references, said.whole))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show samples of what was predicted."""
+        parts = collectives.gather_objects(self._predicted)
+        found = {one.place: one for part in parts for one in part}
+        self._show(trainer, [found[place] for place in sorted(found)], "predict")
+
+    def _show(self, trainer: L.Trainer, answered: Sequence[Any], split: str) -> None:
         if not trainer.is_global_zero or not answered:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -129,6 +161,13 @@ class AnswerPage(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 _log(logger, rows, split=split)
+
+
+def _answered(pl_module: L.LightningModule) -> Sequence[Any]:
+    """What was said in the evaluation that has just ended; every rank must call it."""
+    metrics: Any = pl_module.metrics
+    found: Sequence[Any] = metrics.answered()
+    return found
 
 
 def _section(answered: Any, shown: Any) -> str:

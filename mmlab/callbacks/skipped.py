@@ -94,7 +94,8 @@ class SkippedSamples(Callback):
 
     def _finish(self, tally: Tally, pl_module: L.LightningModule) -> None:
         skipped = tally.check()
-        pl_module.log(f"{tally.stage}/skipped", float(skipped), rank_zero_only=True)
+        if tally.stage != "predict":  # where Lightning lets nothing be logged
+            pl_module.log(f"{tally.stage}/skipped", float(skipped), rank_zero_only=True)
         if skipped > 0:
             listing = tally.listing()
             rank_zero_info(f"{tally.stage}: {skipped} samples could not be read and were left out\n{listing}")
@@ -151,4 +152,24 @@ class SkippedSamples(Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was skipped."""
+        self._finish(self._evaluation, pl_module)
+
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A new count for each pass."""
+        self._evaluation = Tally("predict", self.limit)
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch of which something is predicted."""
+        self._add(self._evaluation, batch, batch_idx, trainer.num_predict_batches[dataloader_idx])
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was skipped: of these samples there is no prediction."""
         self._finish(self._evaluation, pl_module)

@@ -45,8 +45,9 @@ class Esc10(Released):
     """Five seconds of sound, ten classes, with captions made from their names (ESC-10, Piczak 2015).
 
     A sample is a clip (`ogg`): `json` has `captions` (three), `label` (the class), `audio_id`, `fold`,
-    `group` (the class: clips of one class fit each other's captions) and `attribution` (who recorded it, and
-    the licence). Test is one of the released folds; val is recordings held out of the others.
+    `recording` (equal for clips that are parts of one), `group` (the class: clips of one class fit each
+    other's captions) and `attribution` (who recorded it, and the licence). Test is one of the released folds;
+    val is recordings held out of the others.
     """
 
     name = "esc10"
@@ -54,6 +55,7 @@ class Esc10(Released):
         "The release is the repository karoldvl/ESC-10 on GitHub (its history; the newest commit only names "
         "ESC-50), or its zip: ten folders, `001 - Dog bark` to `010 - Fire crackling`, of ogg files."
     )
+    format = 2
     licence = "CC BY 3.0; each clip's own in `attribution`"
 
     def __init__(
@@ -125,7 +127,7 @@ def _clips(files: ReleasedFiles) -> list[_Clip]:
 def _item(clip: _Clip, credit: Mapping[str, str]) -> Item:
     about = {
         "captions": list(_CAPTIONS[clip.kind]), "label": clip.kind.lower(), "audio_id": clip.identifier,
-        "fold": clip.fold, "group": clip.kind.lower(),
+        "fold": clip.fold, "recording": clip.recording, "group": clip.kind.lower(),
     }  # fmt: skip
     if clip.identifier in credit:
         about["attribution"] = credit[clip.identifier].strip()

@@ -32,8 +32,8 @@ class AnswerList:
 
         Args:
             answers: Themselves, or a text file with one on each line.
-            normal: Gives the normal form; that of evaluation, so that what is the same here counts as the
-                same there.
+            normal: Gives the normal form; that of evaluation. (VQA's accuracy compares texts as they are
+                where all people gave the same.)
 
         Raises:
             ValueError: There is no such file, no answer, a blank one, or two of one normal form.
@@ -133,7 +133,8 @@ class AnswerListTask(BaseTask):
         objective: The loss.
 
     Raises:
-        ValueError: The answers are none, or not as many as the classes; see :class:`AnswerList`.
+        ValueError: The answers are none, or not as many as the classes; see :class:`AnswerList`. A score of
+            what a classifier does not say.
     """
 
     model: FusionClassifier
@@ -150,6 +151,12 @@ class AnswerListTask(BaseTask):
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.scores: list[TextScore] = [AnswerScores()] if scores is None else scores
+        of_losses = [type(score).__name__ for score in self.scores if score.of_losses]
+        if of_losses:
+            raise ValueError(
+                f"scores: {of_losses[0]} asks how likely a text is, which a classifier does not say: take it "
+                "out"
+            )
         normal = self.scores[0].normal if self.scores else normal_answer
         self.answers = AnswerList(answers, normal=normal)
         self.objective = SoftCrossEntropy() if objective is None else objective

@@ -1,12 +1,24 @@
+"""What is skipped is counted over ranks, shown, and above a limit stops the run."""
+
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import make_batches, make_task, make_trainer
+from torch.utils.data import DataLoader
 
 from mmlab.batch import Batch, Skip
 from mmlab.callbacks.skipped import SHORT_RUN, SkippedSamples, Tally
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*is already saved during checkpointing"),
+]
 
 
 def _batch(size: int, broken: int = 0) -> Batch:
@@ -70,3 +82,16 @@ def test_when_one_rank_has_too_many_all_stop(ranks: Any) -> None:
     assert "3 of 20 samples" in first
     assert first == second, "both name what only the first has seen"
     assert "k2: image: cannot decode" in second
+
+
+def test_what_prediction_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = make_batches(1)[0]
+    broken = replace(whole, skips=(Skip("0-3", "text: no json.question"),))
+    trainer = make_trainer(tmp_path, SkippedSamples(limit=0.2), steps=1)
+    with caplog.at_level("INFO"):
+        trainer.predict(make_task("full"), DataLoader([broken], batch_size=None))  # type: ignore[arg-type]
+    assert "predict: 1 samples could not be read and were left out" in caplog.text
+    assert "0-3: text: no json.question" in caplog.text
+    stopped = make_trainer(tmp_path, SkippedSamples(limit=0.1), steps=1)
+    with pytest.raises(ValueError, match="predict: 1 of 8 samples could not be read"):
+        stopped.predict(make_task("full"), DataLoader([broken], batch_size=None))  # type: ignore[arg-type]

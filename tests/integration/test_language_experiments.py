@@ -34,8 +34,8 @@ class Case(NamedTuple):
     """Fields of every sample."""
     kind: str = "image"
     words: tuple[str, ...] = ()
-    written: tuple[str, ...] = ()
-    """What a record of the answers holds beside the answer."""
+    written: tuple[str, ...] = ("key",)
+    """What a record of the answers holds beside the answer; the first tells samples apart."""
 
 
 ASKED = {"question": "What colour?", "answers": ["red"], "answer": "red", "question_id": 7, "group": "a"}
@@ -62,12 +62,12 @@ CASES = [
         "cider",
         {"captions": {"en": "a cat", "fr": "un chat", "es": "un gato", "de": "eine Katze"}},
         words=("--trainer.max_epochs", "2"),
-        written=("caption", "key"),
+        written=("key", "caption"),
     ),
     Case(
         "generation/sounds",
         "cider",
-        {"captions": ["a dog barks", "a dog barking"], "label": "dog bark", "audio_id": "1-1-A"},
+        {"captions": ["a dog barks", "a dog barking"], "label": "dog bark", "recording": "1"},
         kind="audio",
         words=(
             "--trainer.max_epochs", "5", f"{MODEL}.audio.init_args.resampler.init_args.dim", "32",
@@ -113,10 +113,10 @@ def write(folder: Path, case: Case) -> tuple[str, ...]:
             soundfile.write(file, np.zeros(8000, dtype=np.float32), 16_000, format="OGG")
         medium = {"png" if case.kind == "image" else "ogg": file.getvalue()}
     for split, count in COUNTS.items():
-        about = json.dumps(case.about).encode()
-        write_shards(
-            ({"__key__": f"{split}{n}", "json": about} | medium for n in range(count)), folder, split
-        )
+        keys = [f"k{number}" for number in range(count)]
+        about = [json.dumps({**case.about, case.written[0]: key}).encode() for key in keys]
+        samples = ({"__key__": key, "json": one, **medium} for key, one in zip(keys, about, strict=True))
+        write_shards(samples, folder, split)
     splits = {split: f"{folder}/{split}-*.tar" for split in COUNTS}
     return (
         "--data.source", "null",
@@ -165,5 +165,8 @@ def test_it_trains_and_answers(shell: Shell, parts: dict[str, str], case: Case, 
     assert answer.status == 0, answer.err
     (predicted,) = shell.runs() - before
     lines = (predicted / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == COUNTS["test"]
-    assert sorted(json.loads(lines[0])) == sorted(("answer", *case.written))
+    records = [json.loads(line) for line in lines]
+    assert [record[case.written[0]] for record in records] == [f"k{n}" for n in range(COUNTS["test"])]
+    assert sorted(records[0]) == sorted(("answer", *case.written))
+    page = (predicted / "answers-predict.html").read_text(encoding="utf-8")
+    assert page.count("class=row") == COUNTS["test"]

@@ -180,6 +180,7 @@ def test_the_released_esc10(public_data: Path, tmp_path: Path) -> None:
     dog = about(test["2-114280-A"])
     assert dog["captions"][0] == "a dog barking"
     assert dog["label"] == dog["group"] == "dog bark"
+    assert dog["recording"] == "114280"
     assert "by plingativator [CC-BY]" in dog["attribution"]
     assert all("attribution" in about(members) for members in train.values())
     other = Esc10(test_fold=1, from_file=release, out=tmp_path / "other").prepare()

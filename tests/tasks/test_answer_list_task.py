@@ -22,6 +22,7 @@ from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
 from mmlab.data.shards import write_shards
 from mmlab.data.text import TextReader
+from mmlab.metrics.perplexity import Perplexity
 from mmlab.metrics.text import AnswerScores, TextScore
 from mmlab.metrics.vqa import VqaScores
 from mmlab.models.encoders.encoder import Encoded, Encoder
@@ -251,6 +252,10 @@ class TestList:
         for ordered, number in ((scores, 1), (scores[::-1], None)):
             listed = make_task(["red", "2"], classes=2, scores=ordered).answers
             assert [listed.find(said) for said in ("a red", "Red", "two")] == [0, 0, number]
+
+    def test_a_score_of_likelihoods_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="scores: Perplexity asks how likely a text is"):
+            make_task(scores=[Perplexity()])
 
     def test_a_file_has_an_answer_on_each_line(self, tmp_path: Path) -> None:
         (tmp_path / "answers.txt").write_text("yes\nno\n\nlight blue \n", encoding="utf-8")
