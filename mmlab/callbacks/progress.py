@@ -104,5 +104,5 @@ class ProgressLines(ProgressBar):
 
 def _monitored(trainer: L.Trainer) -> list[str]:
     """The score that checkpoints are chosen by."""
-    found = (callback.monitor for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint))
+    found = (one.monitor for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint))
     return list(dict.fromkeys(name for name in found if name is not None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from random import Random
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mmlab.batch import Modality
 from mmlab.data.decode import decode_sound, sound_seconds
+from mmlab.data.pattern import matching
 from mmlab.data.reader import Reader, Rows, pad, pick
 
 
@@ -47,10 +47,7 @@ class AudioReader(Reader):
 
     def matching(self, members: Mapping[str, bytes]) -> list[str]:
         """The extensions of a sample that hold sounds, best first."""
-        found = {
-            name: None for wanted in self.members for name in sorted(members) if fnmatchcase(name, wanted)
-        }
-        return list(found)
+        return matching(members, self.members)
 
     def describe(self) -> str:
         """The extensions that it reads."""
@@ -59,6 +56,11 @@ class AudioReader(Reader):
     def finds(self, members: Mapping[str, bytes]) -> bool:
         """Whether the sample has a sound."""
         return len(self.matching(members)) > 0
+
+    def count(self, members: Mapping[str, bytes], *, training: bool) -> int:
+        """Sounds that are read: one, or all in evaluation with `every`."""
+        found = len(self.matching(members))
+        return found if self.every and not training else min(found, 1)
 
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
         """One sound, or all, or none."""

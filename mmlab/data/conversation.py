@@ -33,6 +33,17 @@ class Encoding(NamedTuple):
     """True where the model is to say the token: answers, each with what ends it."""
 
 
+class _Part(NamedTuple):
+    """A message in its place in the chat format."""
+
+    before: tuple[int, ...]
+    """What the template puts before it, without what ends the answer before."""
+    number: int | None
+    """Of the message, even ones are questions; None: an answer that is yet to be given."""
+    end: tuple[int, ...] = ()
+    """Of an answer: what the template puts behind it, up to the token that ends it."""
+
+
 class ChatFormat:
     """A tokenizer and its chat template.
 
@@ -59,6 +70,11 @@ class ChatFormat:
             raise ValueError(
                 f"tokenizer {tokenizer!r} has no fast version (tokenizer.json): give one that has"
             )
+        added = self._tokenizer.added_tokens_decoder.items()
+        self._special = {
+            *self._tokenizer.all_special_ids,
+            *(number for number, token in added if token.special),
+        }
         self._frame = lru_cache(maxsize=256)(self._render)
         self._frame(1, True)
 
@@ -67,6 +83,14 @@ class ChatFormat:
         """What rows are padded with."""
         found = self._tokenizer.pad_token_id
         return int(self._tokenizer.eos_token_id if found is None else found)
+
+    def ends(self, *, turns: int = 1) -> tuple[int, ...]:
+        """Tokens with which the answers of a conversation end, each once.
+
+        Raises:
+            ValueError: An answer of it has none.
+        """
+        return tuple(dict.fromkeys(part.end[-1] for part in self._frame(turns, True) if part.end))
 
     def encode(self, turns: Sequence[Turn]) -> Encoding:
         """Tokenize a conversation; only its last turn may lack an answer."""
@@ -77,7 +101,7 @@ class ChatFormat:
             ids.extend(tokens)
             target.extend([said] * len(tokens))
 
-        for before, number in self._frame(len(turns), turns[-1].assistant is not None):
+        for before, number, end in self._frame(len(turns), turns[-1].assistant is not None):
             add(before, said=False)
             if number is None:
                 continue
@@ -88,7 +112,7 @@ class ChatFormat:
                 continue
             answer = turns[turn].assistant
             assert answer is not None, "a turn before the last has an answer"
-            add([*self._plain(answer), self._end], said=True)
+            add([*self._plain(answer), *end], said=True)
         return Encoding(ids, target)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -105,39 +129,62 @@ class ChatFormat:
         backend.encode_special_tokens = False
         return ids
 
-    def _render(self, turns: int, answered: bool) -> list[tuple[tuple[int, ...], int | None]]:
-        """What the template puts before each message, tokenized, with the number of the message.
-
-        The end of each answer is left to :meth:`encode`; what the template puts after the last is left out.
-        """
+    def _render(self, turns: int, answered: bool) -> list[_Part]:
+        """The messages in their places; what the template puts behind the end of the last is left out."""
         if self._tokenizer.chat_template is None:
             return self._without_template(turns, answered)
-        count = 2 * turns - (0 if answered else 1)
+        first, *others = self._around(turns, answered)
+        frame: list[_Part] = []
+        before = self._ids(first)
+        for number, text in enumerate(others):
+            ids = self._ids(text)
+            end, behind = self._cut(ids, text) if number % 2 else ((), ids)
+            frame.append(_Part(before, number, end))
+            before = behind
+        return frame if answered else [*frame, _Part(before, None)]
+
+    def _around(self, turns: int, answered: bool) -> list[str]:
+        """What the template puts before, between and behind the messages.
+
+        Before the last answer it is the same where that is yet to be given. Some templates put more before
+        one that is there (Qwen3: an empty thought); a model trained behind that would be asked without it.
+        """
+        last = 2 * turns - 1
         messages = [
             {"role": ("user", "assistant")[number % 2], "content": f"{_OPEN}{number}{_CLOSE}"}
-            for number in range(count)
+            for number in range(last + 1)
         ]
-        first = [] if self._system is None else [{"role": "system", "content": self._system}]
-        whole = self._apply([*first, *messages], prompt=not answered)
-        asked = self._apply([*first, *messages[: 2 * turns - 1]], prompt=True)
-        parts = _HELD.split(whole)
-        if [int(number) for number in parts[1::2]] != list(range(count)) or not whole.startswith(asked):
+        if self._system is not None:
+            messages.insert(0, {"role": "system", "content": self._system})
+        whole = self._apply(messages, prompt=False)
+        asked = self._apply(messages[:-1], prompt=True)
+        held = [[int(number) for number in _HELD.findall(text)] for text in (whole, asked)]
+        if held != [list(range(last + 1)), list(range(last))] or not whole.startswith(asked):
             raise ValueError(
                 f"the chat template of {self._name!r} changes messages or their order: give another "
                 "tokenizer, or a copy without chat_template"
             )
-        frame: list[tuple[tuple[int, ...], int | None]] = []
-        for number, text in enumerate(parts[::2]):
-            ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            after_answer = number > 0 and (number - 1) % 2 == 1
-            if after_answer:  # its first token is what ends the answer
-                self._end = ids[0] if ids else self._tokenizer.eos_token_id
-                ids = ids[1:]
-            if number < count:
-                frame.append((ids, number))
-            elif not answered:
-                frame.append((ids, None))
-        return frame
+        before, _, behind = whole.partition(f"{_OPEN}{last}{_CLOSE}")
+        if asked == self._apply(messages[:-1], prompt=False):
+            asked = before  # the template has no prompt of its own for an answer
+        around = _HELD.split(asked)[::2]
+        return [*around, behind] if answered else around
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        """Tokens of what the template says."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _cut(self, ids: tuple[int, ...], text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What ends an answer, and what is left of the tokens behind it."""
+        if not ids:
+            return (int(self._tokenizer.eos_token_id),), ()
+        for place, token in enumerate(ids, 1):
+            if token in self._special:
+                return ids[:place], ids[place:]
+        raise ValueError(
+            f"the chat template of {self._name!r} puts {text!r} behind an answer, and no special token that "
+            f"ends it: give another tokenizer, or a copy whose template has {self._tokenizer.eos_token}"
+        )
 
     def _apply(self, messages: list[dict[str, str]], *, prompt: bool) -> str:
         rendered: str = self._tokenizer.apply_chat_template(
@@ -145,15 +192,15 @@ class ChatFormat:
         )
         return rendered
 
-    def _without_template(self, turns: int, answered: bool) -> list[tuple[tuple[int, ...], int | None]]:
+    def _without_template(self, turns: int, answered: bool) -> list[_Part]:
         """Plain text, one message after the other, each answer closed by the end of text."""
-        self._end = int(self._tokenizer.eos_token_id)
+        end = (int(self._tokenizer.eos_token_id),)
         start = () if self._tokenizer.bos_token_id is None else (int(self._tokenizer.bos_token_id),)
         system = () if self._system is None else tuple(self._plain(self._system + "\n"))
         gap = tuple(self._plain("\n"))
         count = 2 * turns - (0 if answered else 1)
-        frame: list[tuple[tuple[int, ...], int | None]] = [
-            ((*start, *system) if number == 0 else (gap if number % 2 else ()), number)
+        frame = [
+            _Part(gap, number, end) if number % 2 else _Part((*start, *system) if number == 0 else (), number)
             for number in range(count)
         ]
-        return frame if answered else [*frame, (gap, None)]
+        return frame if answered else [*frame, _Part(gap, None)]

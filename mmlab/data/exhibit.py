@@ -37,7 +37,7 @@ def exhibit(raw: RawSample, readers: Sequence[Reader]) -> Exhibit:
     sounds: list[Sound] = []
     for reader in readers:
         if isinstance(reader, ImageReader):
-            images += [raw.members[name] for name in reader.members if name in raw.members][:1]
+            images += [raw.members[name] for name in reader.matching(raw.members)]
         elif isinstance(reader, PromptReader):
             texts += reader.questions(raw.members)
         elif isinstance(reader, TextReader):

@@ -11,6 +11,10 @@ from mmlab.data.decode import BrokenMember
 TEXT_LIMIT = 16 * 2**20
 """Larger text and JSON members, in bytes, are refused: empty arrays in one take thirty times their bytes."""
 
+EACH = "each."
+"""What a field of one turn of a conversation begins with: only the reader that takes turns apart knows it."""
+_LISTED = 20
+
 
 def split_field(members: Mapping[str, bytes], field: str) -> tuple[str, list[str]] | None:
     """The member that a field names, and the path inside it; None where no such member is there.
@@ -66,3 +70,28 @@ def _step(value: Any, step: str) -> list[Any]:
             return [value[key] for key in sorted(value)]
         return [value[step]] if step in value else []
     return value if step == "*" and isinstance(value, list) else []
+
+
+def list_fields(members: Mapping[str, bytes]) -> str:
+    """The fields of a sample, for messages: members, and keys of JSON objects down to the second level."""
+    found: list[str] = []
+    for member in sorted(members):
+        inside: list[str] = []
+        if member.rpartition(".")[2] == "json":
+            try:
+                inside = _paths(member, read_field({"json": b"[%b]" % members[member]}, "json.*"), depth=2)
+            except BrokenMember:
+                inside = [f"{member} (unreadable)"]
+        found += inside or [member]
+    return ", ".join(found[:_LISTED]) + (", ..." if len(found) > _LISTED else "")
+
+
+def _paths(path: str, values: list[Any], *, depth: int) -> list[str]:
+    found: list[str] = []
+    for value in values:
+        if depth == 0 or not isinstance(value, dict) or not value:
+            found.append(path)
+            continue
+        for key in value:
+            found += _paths(f"{path}.{key}", [value[key]], depth=depth - 1)
+    return found

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from mmlab.batch import Modality
 from mmlab.data.decode import MAX_PIXELS, decode_image, read_image_header
+from mmlab.data.pattern import matching
 from mmlab.data.reader import Reader, Rows
 
 _RATIO = (3 / 4, 4 / 3)
@@ -25,6 +26,8 @@ _LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
 _HALF = 0.5 / 0.95
 """Up to this many pixels wanted for one stored, along an edge, half of the stored ones will do: decoding half
 saves time, and 427, the height of most landscape photographs of COCO, would just miss 2 x 224."""
+_FORMATS = ("jpg", "jpeg", "png", "webp")
+_MEMBERS = (*_FORMATS, *(f"[0-9]*.{extension}" for extension in _FORMATS))
 _LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601), as torchvision's adjust_* use them."""
 
@@ -91,19 +94,23 @@ class ImageReader(Reader):
         self,
         size: int | tuple[int, int] = 224,
         *,
-        members: Sequence[str] = ("jpg", "jpeg", "png", "webp"),
+        members: Sequence[str] = _MEMBERS,
+        every: bool = False,
         fit: Literal["crop", "pad"] = "crop",
         background: tuple[int, int, int] = (255, 255, 255),
         crop_scale: tuple[float, float] = (0.9, 1.0),
         flip: float = 0.0,
         colour_jitter: float = 0.0,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Settings.
 
         Args:
             size: Side of the result in pixels, or its height and width.
-            members: Extensions that hold the picture; the first that a sample has is read.
+            members: Extensions that hold pictures, in order of preference; `*` and `?` match as in file names
+                (`*.jpg` matches `left.jpg` and `right.jpg`), `[0-9]*.jpg` one that begins with a digit.
+                Numbered ones (`0.jpg`, `1.png`) come last, by their numbers. The first that a sample has is
+                read.
+            every: Read all pictures of a sample, as several rows in that order, in training and evaluation.
             fit: What of a picture of another shape is seen: `crop`: in evaluation the largest part of the
                 wanted shape in its middle, in training a random part; `pad`: all of it, on a background of
                 that shape, of which training takes a random part.
@@ -112,7 +119,6 @@ class ImageReader(Reader):
                 still varies the ratio, unless with `pad`.
             flip: Probability of mirroring left and right in training; leave 0 where captions name sides.
             colour_jitter: Brightness, contrast and saturation are each multiplied by up to 1 +- this.
-            max_pixels: Larger pictures count as broken.
 
         Raises:
             ValueError: A size or a share that there is not.
@@ -125,25 +131,34 @@ class ImageReader(Reader):
                 f"crop_scale {crop_scale}: must be a smaller and a larger share, above 0, up to 1"
             )
         self.members = tuple(members)
+        # Not named `every`: cached features hold whatever `read` gives, so this decides what they are.
+        self.most = None if every else 1
         self.fit = fit
         self.background = background
         self.crop_scale = crop_scale
         self.flip = flip
         self.colour_jitter = colour_jitter
-        self.max_pixels = max_pixels
+        self.max_pixels = MAX_PIXELS
 
     def describe(self) -> str:
         """The extensions that it reads."""
         return ", ".join(self.members)
 
+    def matching(self, members: Mapping[str, bytes]) -> list[str]:
+        """The extensions of a sample that are read, in their order."""
+        return matching(members, self.members)[: self.most]
+
     def finds(self, members: Mapping[str, bytes]) -> bool:
         """Whether the sample has a picture."""
-        return any(name in members for name in self.members)
+        return len(self.matching(members)) > 0
+
+    def count(self, members: Mapping[str, bytes], *, training: bool) -> int:
+        """Pictures that are read."""
+        return len(self.matching(members))
 
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
-        """The picture, or nothing."""
-        data = next((members[name] for name in self.members if name in members), None)
-        return () if data is None else (self.transform(data, rng),)
+        """The picture, or all, or none."""
+        return tuple(self.transform(members[name], rng) for name in self.matching(members))
 
     def transform(self, data: bytes, rng: Random | None) -> UInt8[Tensor, "3 height width"]:
         """Decode and transform one picture; `rng` None: as in evaluation."""

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mmlab.data.audio import AudioReader
-from mmlab.data.decode import BrokenMember
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.features import Features
-from mmlab.data.fields import read_field
+from mmlab.data.fields import EACH, read_field
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
 from mmlab.data.mixture import MixedOrder
+from mmlab.data.named import Named, check_named, spread
 from mmlab.data.order import EvaluationOrder, Order, TrainingOrder
 from mmlab.data.parts import Mixture, Split, Splits, open_samples
 from mmlab.data.plan import Loading, check_room, plan_training
 from mmlab.data.prompt import PromptReader
-from mmlab.data.reader import Reader
+from mmlab.data.reader import Reader, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
@@ -37,8 +37,8 @@ _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
     TrainerFn.TESTING: ("test",),
     TrainerFn.PREDICTING: ("predict",),
 }
-_LOOKED_AT = 256
-"""Samples, spread over the training shards, that are searched for each modality before training."""
+_CALLED: dict[Split, str] = {"train": "training", "val": "validation"}
+"""Splits whose samples must have what the config names."""
 _log = logging.getLogger(__name__)
 _SPLITS = Splits()
 _LOADING = Loading()
@@ -71,15 +71,20 @@ class ShardData(LightningDataModule):
             audio: How sounds are read; None: they are not.
             signal: How other signals are read; None: they are not.
             loading: How batches are formed and built.
+
+        Raises:
+            ValueError: No modality is read, or a turn's field is named where no reader knows turns.
         """
         super().__init__()
         self.batch_size = batch_size
         self.source = source
         self.splits = splits
-        self.readers: tuple[Reader, ...] = tuple(r for r in (image, text, audio, signal) if r is not None)
+        readers = [r for r in (image, text, audio, signal) if r is not None]
+        self.readers: tuple[Reader, ...] = tuple(reader.beside(readers) for reader in readers)
         self.loading = loading
         if not self.readers:
             raise ValueError("the data read no modality: set at least one of image, text, audio, signal")
+        self._check_each()
         self._shards: dict[Split, SampleSet] = {}
         self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
@@ -97,11 +102,12 @@ class ShardData(LightningDataModule):
         """Open the shards of a stage and check all that can be checked before it runs.
 
         Raises:
-            ValueError: A split, a modality or samples are missing, or ranks, workers or batch sizes do not
-                divide what they must; the text says which values are valid.
+            ValueError: A split, a modality, a field or samples are missing, or ranks, workers or batch sizes
+                do not divide what they must; the text says which values are valid.
         """
         ranks, _ = self._ranks()
         stage = TrainerFn.FITTING if stage is None else TrainerFn(stage)
+        raw: dict[Split, SampleSet] = {}
         for split in _STAGES[stage]:
             found = self.find(split)
             if found is None and split == "val" and stage is TrainerFn.FITTING:
@@ -109,6 +115,7 @@ class ShardData(LightningDataModule):
                 self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
                 continue
             shards, order = self._plan(split, found)
+            raw[split] = shards
             if shards.damaged:
                 _log.warning(
                     "%d of %d %s shards are cut off or damaged (%s); their complete samples are used",
@@ -119,13 +126,14 @@ class ShardData(LightningDataModule):
                 assert isinstance(order, TrainingOrder | MixedOrder)
                 nodes = 1 if self.trainer is None else self.trainer.num_nodes
                 check_room(shards, order.lanes, loading=self.loading, nodes=nodes)
-                self._check_modalities(shards, order)
+                self._check_modalities(shards)
             readers = self.readers
             if self.features is not None:
                 joined = self.features.join(split, shards)
                 if joined is not None:
                     shards, readers = joined, self.features.readers(readers)
             self._shards[split], self._orders[split], self._readers[split] = shards, order, readers
+        self._check_fields(raw)
 
     @cached_property
     def features(self) -> Features | None:
@@ -163,20 +171,56 @@ class ShardData(LightningDataModule):
             raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
         return shards, self._order(split, shards)
 
-    def _check_modalities(self, shards: SampleSet, order: Order) -> None:
+    def _check_each(self) -> None:
+        """Raise ValueError for a field of a turn where samples are not taken apart into turns."""
+        if any(isinstance(reader, PromptReader) and reader.each is not None for reader in self.readers):
+            return
+        for where, field in (
+            ("group_by", self.loading.group_by),
+            *(("references", field) for field in self.loading.references),
+        ):
+            if field.startswith(EACH):
+                raise ValueError(
+                    f"data.loading.{where}: {field} needs turns: set data.text.each of a PromptReader to the "
+                    "field that holds them, or name a field of the sample, such as json.answer"
+                )
+
+    def _check_fields(self, shards: Mapping[Split, SampleSet]) -> None:
+        """Raise ValueError for a field that none of the samples looked at has.
+
+        What is read in evaluation must be in validation samples where there are any, prompts and groups in
+        samples of either split. Samples to test or predict may lack answers, and are not looked at.
+        """
+        sets = {_CALLED[split]: found for split, found in shards.items() if split in _CALLED}
+        if not sets:
+            return
+        named = []
+        if self.loading.group_by not in ("caption", "key"):
+            named.append(self._named("group_by", self.loading.group_by))
+        prompts = [reader for reader in self.readers if isinstance(reader, PromptReader)]
+        if "train" in shards:
+            named += [one for reader in prompts for one in reader.named_prompts()]
+        check_named(named, sets)
+        evaluated = {_CALLED["val"]: shards["val"]} if "val" in shards else sets
+        named = [self._named("references", field) for field in self.loading.references]
+        if "val" in shards:
+            named += [one for reader in prompts for one in reader.named_choices()]
+        check_named(named, evaluated)
+
+    def _named(self, setting: str, field: str) -> Named:
+        def lacking(members: Mapping[str, bytes]) -> list[str]:
+            found = read_field(with_asked(members, [field], self.readers), field)
+            return [] if found else [field]
+
+        return Named(f"loading.{setting}", lacking)
+
+    def _check_modalities(self, shards: SampleSet) -> None:
         """Raise ValueError for a modality that none of the samples looked at has."""
-        numbers = np.unique(np.linspace(0, order.samples - 1, _LOOKED_AT).astype(np.int64))
-        stored = EvaluationOrder(shards.counts, batch_size=1)
         missing = list(self.readers)
-        for number in numbers:
+        for members in spread(shards):
+            missing = [reader for reader in missing if not reader.finds(members)]
             if not missing:
                 return
-            places = stored.places(int(number))
-            try:
-                members = shards.read(int(places.shard[0]), int(places.sample[0])).members
-            except BrokenMember:  # counted when its turn comes
-                continue
-            missing = [reader for reader in missing if not reader.finds(members)]
         if missing:
             extensions = ", ".join(f"{name} ({count})" for name, count in shards.extensions.items())
             raise ValueError(
@@ -298,8 +342,8 @@ class ShardData(LightningDataModule):
         return exhibit(self.read_raw(split, place), self.readers)
 
     def field(self, split: Split, place: int, field: str) -> list[Any]:
-        """The values of a field of the sample at a place."""
-        return read_field(self.read_raw(split, place).members, field)
+        """The values of a field of the sample at a place; `each.` is one of the turn that is asked."""
+        return read_field(with_asked(self.read_raw(split, place).members, [field], self.readers), field)
 
     def read_raw(self, split: Split, place: int) -> RawSample:
         """The bytes of the sample at a place, as in :attr:`mmlab.batch.Batch.place`."""

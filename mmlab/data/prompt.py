@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -16,46 +16,17 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mmlab.batch import MARKERS, Modality
-from mmlab.data.conversation import ChatFormat, Piece, Turn
+from mmlab.data.conversation import ChatFormat, Turn
 from mmlab.data.decode import BrokenMember
-from mmlab.data.fields import read_field
+from mmlab.data.fields import EACH, read_field
+from mmlab.data.named import Named
 from mmlab.data.reader import Reader, Rows, pad, pick
+from mmlab.data.template import Choose, MissingFieldError, Prompt, as_text, chosen_by, field_values, fill
 
-_TOKEN = re.compile(r"\{([^{}]+)\}|<(image|audio|signal)>")
-_EACH = "each."
-_ALL = "all "
 _MAX_TURNS = 1000
 """Of a sample."""
 _MAX_CHOICES = 1000
 """Of a sample; each is a row of text."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Templates of a question and its answer.
-
-    `{path}` is a field of the sample (`{json.question}`, `{txt}`), of whose values training draws one and
-    evaluation takes the first; `{all path}` is all of them, with semicolons between; `{each.path}` a field of
-    each turn, where the reader has `each`. `<image>`, `<audio>` and `<signal>` stand for the sample's next
-    row of that modality.
-    """
-
-    user: str
-    """What is asked."""
-    assistant: str
-    """What is to be answered."""
-    opening: str = ""
-    """Stands before the first question of a conversation."""
-
-    def fields(self) -> list[str]:
-        """Fields that the templates name."""
-        templates = self.opening + self.user + self.assistant
-        found = (field.removeprefix(_ALL) for field, _ in _TOKEN.findall(templates) if field)
-        return list(dict.fromkeys(found))
-
-
-class MissingFieldError(BrokenMember):
-    """A sample lacks a field that a template names."""
 
 
 class PromptReader(Reader):
@@ -82,7 +53,9 @@ class PromptReader(Reader):
 
         Args:
             tokenizer: Of the language model: name of an asset, a folder, or a name on the model hub.
-            prompts: Training draws one of those whose fields a sample has; evaluation takes the first.
+            prompts: Training draws one of those whose fields a sample has, evaluation takes the first. Where
+                there are several, only those count that name as many rows of each modality as the sample has
+                (`<image>` for one with a picture, none for one without), unless none does.
             each: Field that holds a list of turns (`json.questions`), each with fields of its own. A sample
                 without it is one turn, whose fields are those beside it (`json`). Training draws the turns
                 and their order; evaluation takes the first.
@@ -97,12 +70,16 @@ class PromptReader(Reader):
 
         Raises:
             ValueError: A template without an answer, or with a field that is no path; choices that leave
-                nothing to choose, or that cannot stand for the answer.
+                nothing to choose, or that cannot stand for the answer; no tokens or turns allowed.
         """
+        if max_length < 1:
+            raise ValueError(f"max_length {max_length}: must be at least 1 token")
+        if max_turns < 1:
+            raise ValueError(f"max_turns {max_turns}: must be at least 1")
         for prompt in prompts:
-            if not _TOKEN.search(prompt.assistant) and prompt.assistant == "":
+            if prompt.assistant == "":
                 raise ValueError("prompts: assistant is empty, so there is nothing to learn")
-            if each is None and (wrong := [f for f in prompt.fields() if f.startswith(_EACH)]):
+            if each is None and (wrong := [f for f in prompt.fields() if f.startswith(EACH)]):
                 raise ValueError(f"prompts: {{{wrong[0]}}} needs `each`, the field that holds the turns")
         if ordered and each is None:
             raise ValueError("ordered needs `each`, the field that holds the turns")
@@ -116,18 +93,18 @@ class PromptReader(Reader):
         self.system = system
         self.max_length = max_length
         self.max_turns = max_turns
+        self._media: tuple[Reader, ...] = ()
         if choices is not None:
             self._check_choices(choices)
 
     def _check_choices(self, choices: str | list[str]) -> None:
         if isinstance(choices, str):
-            if self.each is None and choices.startswith(_EACH):
+            if self.each is None and choices.startswith(EACH):
                 raise ValueError(f"choices: {choices} needs `each`, the field that holds the turns")
         elif len(choices) < 2 or not all(text.strip() for text in choices):
             raise ValueError(f"choices: {choices}: give two texts at least, none of them empty")
         for prompt in self.prompts:
-            found = _TOKEN.fullmatch(prompt.assistant)
-            if found is None or found[1] is None or found[1].startswith(_ALL):
+            if not prompt.answers_with_a_field:
                 raise ValueError(
                     f"prompts: assistant {prompt.assistant!r} with choices, each of which is a whole answer: "
                     "leave nothing in it but the field of the right one, such as {json.answer}"
@@ -141,9 +118,43 @@ class PromptReader(Reader):
     def _format(self) -> ChatFormat:
         return ChatFormat(self.tokenizer, system=self.system)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return self._format.ends(turns=1 if self.each is None else 2)
+
     def prepare(self) -> None:
         """Fetch the tokenizer, and try its chat template."""
         assert self._format
+
+    @property
+    def identity(self) -> str:
+        """Class and settings, and what :meth:`steps` counts: tables of lengths are kept by it."""
+        return f"{super().identity} whole conversations"
+
+    def beside(self, readers: Sequence[Reader]) -> Reader:
+        """A copy that knows how many media a sample has."""
+        found = copy.copy(self)
+        found._media = tuple(one.raw for one in readers if one.modality is not self.modality)
+        return found
+
+    def named_prompts(self) -> list[Named]:
+        """The fields of each prompt, which some sample should have together."""
+        return [
+            Named(f"text.prompts[{number}]", partial(self._lacking, prompt.fields()))
+            for number, prompt in enumerate(self.prompts)
+        ]
+
+    def named_choices(self) -> list[Named]:
+        """The field of the choices, where they are in one."""
+        if not isinstance(self.choices, str):
+            return []
+        return [Named("text.choices", partial(self._lacking, [self.choices]))]
+
+    def _lacking(self, fields: Sequence[str], members: Mapping[str, bytes]) -> list[str]:
+        """Those of the fields that a sample does not have."""
+        asked = {**members, **self.asked(members)}
+        return [field for field in fields if not read_field(asked, field)]
 
     def describe(self) -> str:
         """The fields that it reads."""
@@ -153,7 +164,7 @@ class PromptReader(Reader):
         """Whether a sample has the fields of any prompt, answer included."""
         for prompt in self.prompts:
             try:
-                self._turns(prompt, members, None, complete=True)
+                self._turns(prompt, members, self._entries(members, None), chosen_by(None), complete=True)
             except MissingFieldError:
                 continue
             except BrokenMember:
@@ -163,14 +174,12 @@ class PromptReader(Reader):
 
     def questions(self, members: Mapping[str, bytes]) -> list[str]:
         """What evaluation asks of a sample, for people to read; none where it lacks the fields."""
-        for prompt in self.prompts:
-            try:
-                turns = self._turns(prompt, members, None, complete=False)
-            except BrokenMember:
-                continue
-            said = [piece for turn in turns for piece in (*turn.user, f"\n{turn.assistant}\n")][:-1]
-            return ["".join("" if isinstance(piece, Modality) else piece for piece in said)]
-        return []
+        try:
+            turns = self._conversations(members, None)[0]
+        except BrokenMember:
+            return []
+        said = [piece for turn in turns for piece in (*turn.user, f"\n{turn.assistant}\n")][:-1]
+        return ["".join("" if isinstance(piece, Modality) else piece for piece in said)]
 
     def asked(self, members: Mapping[str, bytes]) -> dict[str, bytes]:
         """The turn that evaluation asks, as a member `each`; none where there are no turns."""
@@ -187,17 +196,8 @@ class PromptReader(Reader):
 
         With choices, evaluation has a conversation for each, in their order.
         """
-        possible: list[list[Turn]] = []
-        problem: BrokenMember | None = None
-        for prompt in self.prompts:
-            try:
-                possible.append(self._turns(prompt, members, rng, complete=rng is not None))
-            except MissingFieldError as error:
-                problem = error
-        if not possible:
-            assert problem is not None
-            raise problem
-        turns = possible[0 if rng is None else pick(len(possible), rng)]
+        offered = self._conversations(members, rng)
+        turns = offered[0 if rng is None else pick(len(offered), rng)]
         if rng is not None or self.choices is None:
             return (self._row(turns, shorten=rng is not None),)
         *before, last = turns
@@ -220,8 +220,8 @@ class PromptReader(Reader):
         if not isinstance(self.choices, str):
             found = self.choices or []
         else:
-            values = _values(self.choices, members, self._entries(members, None)[-1])
-            found = [_text(value, self.choices) for value in values]
+            values = field_values(self.choices, members, self._entries(members, None)[-1])
+            found = [as_text(value, self.choices) for value in values]
         if not 2 <= len(found) <= _MAX_CHOICES:
             limit = "fewer than 2" if len(found) < 2 else f"more than {_MAX_CHOICES}"
             raise BrokenMember(f"{limit} choices")
@@ -229,6 +229,52 @@ class PromptReader(Reader):
         if "" in stripped:
             raise BrokenMember("an empty choice")
         return stripped
+
+    def steps(self, members: Mapping[str, bytes]) -> int:
+        """Tokens of the longest conversation that training may read of a sample.
+
+        With the turns that have the most tokens, up to `max_turns`, and of several values of a field the
+        longest; at most `max_length`, above which training leaves turns out or the sample.
+        """
+        lengths: list[int] = []
+        problem: MissingFieldError | None = None
+        for prompt in self.prompts:
+            try:
+                entries = self._longest(prompt, members)
+                lengths.append(self._length(self._turns(prompt, members, entries, self._most)))
+            except MissingFieldError as error:
+                problem = error
+        if not lengths:
+            assert problem is not None
+            raise problem
+        return min(max(lengths), self.max_length)
+
+    def _longest(self, prompt: Prompt, members: Mapping[str, bytes]) -> list[bytes | None]:
+        """JSON of the turns that make a conversation of training the longest."""
+        listed = self._listed(members)
+        if listed is None or self.ordered or len(listed) <= self.max_turns:
+            return self._all(members, listed)[: self.max_turns]
+        sized: list[tuple[int, bytes | None]] = []
+        problem: BrokenMember | None = None
+        for entry in self._all(members, listed):
+            try:
+                sized.append((self._length(self._turns(prompt, members, [entry], self._most)), entry))
+            except BrokenMember as error:  # other draws are read
+                problem = error
+        if not sized:
+            assert problem is not None
+            raise problem
+        return [entry for _, entry in sorted(sized, key=lambda one: -one[0])[: self.max_turns]]
+
+    def _length(self, turns: list[Turn]) -> int:
+        return len(self._format.encode(turns).ids)
+
+    def _most(self, values: Sequence[Any]) -> Any:
+        """The value with the most tokens."""
+        if len(values) == 1:
+            return values[0]
+        said = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        return values[max(range(len(said)), key=lambda n: self._length([Turn((said[n],), None)]))]
 
     def check(self, rows: Mapping[Modality, Sequence[Tensor]]) -> None:
         """Raise BrokenMember unless a sample has as many media as its conversation names."""
@@ -251,21 +297,50 @@ class PromptReader(Reader):
         ids, length, _ = pad([row[:, 0] for row in rows], self._format.pad_id)
         return Rows(ids, length, pad([row[:, 1] for row in rows]).data.bool())
 
+    def _conversations(self, members: Mapping[str, bytes], rng: Random | None) -> list[list[Turn]]:
+        """What each prompt makes of a sample, those of prompts that do not fit it left out; one at least.
+
+        Raises:
+            MissingFieldError: It has the fields of no prompt.
+        """
+        possible: list[list[Turn]] = []
+        problem: MissingFieldError | None = None
+        for prompt in self.prompts:
+            try:
+                entries = self._entries(members, rng)
+                complete = rng is not None
+                possible.append(self._turns(prompt, members, entries, chosen_by(rng), complete=complete))
+            except MissingFieldError as error:
+                problem = error
+        if not possible:
+            assert problem is not None
+            raise problem
+        if len(possible) == 1:
+            return possible
+        counts = {reader.modality: reader.count(members, training=rng is not None) for reader in self._media}
+        fitting = [turns for turns in possible if _fits(turns, counts)]
+        return fitting or possible
+
     def _turns(
-        self, prompt: Prompt, members: Mapping[str, bytes], rng: Random | None, *, complete: bool
+        self,
+        prompt: Prompt,
+        members: Mapping[str, bytes],
+        entries: Sequence[bytes | None],
+        choose: Choose,
+        *,
+        complete: bool = True,
     ) -> list[Turn]:
-        """The conversation that a prompt makes of a sample.
+        """The conversation that a prompt makes of a sample's turns.
 
         Raises:
             MissingFieldError: A field is not there; of an answer only where `complete`.
         """
-        entries = self._entries(members, rng)
         turns = []
         for number, entry in enumerate(entries):
             opening = prompt.opening if number == 0 else ""
-            user = tuple(_pieces(opening + prompt.user, members, entry, rng))
+            user = tuple(fill(opening + prompt.user, members, entry, choose))
             try:
-                pieces = list(_pieces(prompt.assistant, members, entry, rng))
+                pieces = list(fill(prompt.assistant, members, entry, choose))
             except MissingFieldError:
                 if complete or number + 1 < len(entries):
                     raise
@@ -278,24 +353,40 @@ class PromptReader(Reader):
         return turns
 
     def _entries(self, members: Mapping[str, bytes], rng: Random | None) -> list[bytes | None]:
-        """JSON of each turn's own fields; None where the prompts name none."""
-        if self.each is None:
-            return [None]
-        found = read_field(members, self.each)
-        if not found:  # the sample is one turn
-            parent = self.each.rpartition(".")[0]
-            found = read_field(members, parent)
-            if not found:
-                raise MissingFieldError(f"no {self.each}")
-            return [found[0].encode() if isinstance(found[0], str) else _json(found[0])]
+        """JSON of each turn's own fields, of those that are read; None where the prompts name none."""
+        listed = self._listed(members)
+        if listed is None:
+            return self._all(members, None)
+        if self.ordered:
+            return self._all(members, listed if rng is None else listed[: self.max_turns])
+        if rng is None:
+            return self._all(members, listed[:1])
+        drawn = sorted((rng.random(), number) for number in range(len(listed)))[: self.max_turns]
+        return self._all(members, [listed[number] for _, number in drawn])
+
+    def _listed(self, members: Mapping[str, bytes]) -> list[Any] | None:
+        """The turns of a sample; None where it has no list of them."""
+        found = [] if self.each is None else read_field(members, self.each)
         if len(found) > _MAX_TURNS:
             raise BrokenMember("too many turns")
-        if self.ordered:
-            return [_json(turn) for turn in (found if rng is None else found[: self.max_turns])]
-        if rng is None:
-            return [_json(found[0])]
-        drawn = sorted((rng.random(), number) for number in range(len(found)))[: self.max_turns]
-        return [_json(found[number]) for _, number in drawn]
+        return found or None
+
+    def _all(self, members: Mapping[str, bytes], listed: Sequence[Any] | None) -> list[bytes | None]:
+        """JSON of turns; of the sample itself where it has no list of them."""
+        if listed is not None:
+            return [json.dumps(turn).encode() for turn in listed]
+        if self.each is None:
+            return [None]
+        found = read_field(members, self.each.rpartition(".")[0])
+        if not found:
+            raise MissingFieldError(f"no {self.each}")
+        return [found[0].encode() if isinstance(found[0], str) else json.dumps(found[0]).encode()]
+
+
+def _fits(turns: Sequence[Turn], counts: Mapping[Modality, int]) -> bool:
+    """Whether a conversation names as many rows of each modality as there are."""
+    named = Counter(piece for turn in turns for piece in turn.user if isinstance(piece, Modality))
+    return all(named[modality] == count for modality, count in counts.items())
 
 
 def _asked(target: Sequence[bool], turns: Sequence[Turn]) -> list[bool]:
@@ -305,55 +396,3 @@ def _asked(target: Sequence[bool], turns: Sequence[Turn]) -> list[bool]:
     starts = (at for at, (before, said) in enumerate(pairwise([False, *target])) if said and not before)
     last = max(starts)
     return [said and at >= last for at, said in enumerate(target)]
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _pieces(
-    template: str, members: Mapping[str, bytes], entry: bytes | None, rng: Random | None
-) -> Iterator[Piece]:
-    """Fill a template: texts, and markers of media."""
-    at = 0
-    text = ""
-    for found in _TOKEN.finditer(template):
-        text += template[at : found.start()]
-        at = found.end()
-        field, modality = found.groups()
-        if field is not None:
-            text += _value(field, members, entry, rng)
-            continue
-        if text:
-            yield text
-        text = ""
-        yield Modality(modality)
-    text += template[at:]
-    if text:
-        yield text
-
-
-def _value(field: str, members: Mapping[str, bytes], entry: bytes | None, rng: Random | None) -> str:
-    """One value of a field, as text; or all of them."""
-    if field.startswith(_ALL):
-        path = field.removeprefix(_ALL)
-        return "; ".join(_text(value, path) for value in _values(path, members, entry))
-    values = _values(field, members, entry)
-    return _text(values[0 if rng is None else pick(len(values), rng)], field)
-
-
-def _values(field: str, members: Mapping[str, bytes], entry: bytes | None) -> list[Any]:
-    """All values of a field, at least one."""
-    if field.startswith(_EACH) and entry is not None:
-        values = read_field({"each": entry}, field)
-    else:
-        values = read_field(members, field)
-    if not values:
-        raise MissingFieldError(f"no {field}")
-    return values
-
-
-def _text(value: Any, field: str) -> str:
-    if isinstance(value, dict):
-        raise BrokenMember(f"{field} is an object")
-    return value if isinstance(value, str) else json.dumps(value)

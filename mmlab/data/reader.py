@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
+from mmlab.data.fields import EACH
 
 
 class Rows(NamedTuple):
@@ -76,6 +77,14 @@ class Reader(ABC):
         """More members, which only this reader can tell: what evaluation asks of a sample."""
         return {}
 
+    def count(self, members: Mapping[str, bytes], *, training: bool) -> int:
+        """Rows that :meth:`read` gives of a medium, told by the members' names."""
+        return int(self.finds(members))
+
+    def beside(self, readers: Sequence[Reader]) -> Reader:
+        """This reader, told which others read the same samples."""
+        return self
+
     def check(self, rows: Mapping[Modality, Sequence[Tensor]]) -> None:  # noqa: B027  (most look at one)
         """Raise BrokenMember where the rows of a sample do not go together."""
 
@@ -94,6 +103,17 @@ class Reader(ABC):
     @abstractmethod
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """Put rows, at least one, into one tensor."""
+
+
+def with_asked(
+    members: Mapping[str, bytes], fields: Iterable[str], readers: Iterable[Reader]
+) -> Mapping[str, bytes]:
+    """The members of a sample, and where one of the fields needs it the turn that evaluation asks."""
+    if not any(field.startswith(EACH) for field in fields):
+        return members
+    for reader in readers:
+        members = {**members, **reader.asked(members)}
+    return members
 
 
 def pick(count: int, rng: Random) -> int:

@@ -16,7 +16,7 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
 from mmlab.data.order import Order
 from mmlab.data.randomness import draw_seed
-from mmlab.data.reader import Reader
+from mmlab.data.reader import Reader, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.text import TextReader
 
@@ -48,8 +48,8 @@ class Stream:
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
                 for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
                 are alone.
-            references: Fields that hold what the answer of a sample may be; `each.answer` is one of the turn
-                that evaluation asks.
+            references: Fields that hold what the answer of a sample may be. In both, `each.answer` is a field
+                of the turn that evaluation asks.
         """
         self.shards = shards
         self.order = order
@@ -121,9 +121,7 @@ class Stream:
 
     def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
         """What the answer may be."""
-        if any(field.startswith("each.") for field in self.references):
-            for reader in self.readers:
-                members = {**members, **reader.asked(members)}
+        members = with_asked(members, self.references, self.readers)
         found = [value for field in self.references for value in read_field(members, field)]
         try:
             return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
@@ -141,7 +139,8 @@ class Stream:
         if self.group_by == "key":
             return stable_hash("key", raw.key)
         if self.group_by != "caption":
-            values = read_field(raw.members, self.group_by)
+            members = with_asked(raw.members, [self.group_by], self.readers)
+            values = read_field(members, self.group_by)
         else:
             captions = [] if self.text is None else self.text.captions(raw.members)
             values = [" ".join(caption.casefold().split()) for caption in captions[:1]]

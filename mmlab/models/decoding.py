@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -99,14 +100,21 @@ class Decoding(Answering):
                 f"{self.repetition_penalty}: above 0, top_p at most 1"
             )
 
-    def settings(self, model: PreTrainedModel) -> GenerationConfig:
-        """For transformers, with the special tokens of a model."""
+    def settings(self, model: PreTrainedModel, *, ends: Sequence[int] = ()) -> GenerationConfig:
+        """For transformers, with the special tokens of a model.
+
+        Args:
+            model: What generates.
+            ends: Tokens that end an answer beside those that its own generation config names.
+        """
         own = model.generation_config
         assert own is not None, "a causal language model has a generation config"
-        end = own.eos_token_id
+        named = own.eos_token_id
+        stops = list(named) if isinstance(named, list) else [] if named is None else [named]
+        stops += [token for token in ends if token not in stops]
         padding = own.pad_token_id
-        if padding is None:
-            padding = end[0] if isinstance(end, list) else end
+        if padding is None and stops:
+            padding = stops[0]
         drawn = {"temperature": self.temperature, "top_p": self.top_p} if self.sample else {}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
@@ -114,7 +122,7 @@ class Decoding(Answering):
             do_sample=self.sample,
             repetition_penalty=self.repetition_penalty,
             bos_token_id=own.bos_token_id,
-            eos_token_id=end,
+            eos_token_id=stops or None,
             pad_token_id=padding,
             **drawn,
         )
@@ -122,7 +130,7 @@ class Decoding(Answering):
     def answer(self, model: MultimodalLM, batch: Batch, *, together: bool = False) -> list[Spoken]:
         """Generate what follows each prompt."""
         rows = self.rows(batch)
-        settings = self.settings(model.language.backbone)
+        settings = self.settings(model.language.backbone, ends=model.language.ends)
         ids = model.generate(batch, settings=settings, together=together)
         return [Spoken(sample, ids[own[0]]) for sample, own in rows.items()]
 

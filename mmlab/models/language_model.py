@@ -39,6 +39,8 @@ class LanguageModel(Network):
         super().__init__()
         self.name = name
         self.packing = packing
+        self.ends: tuple[int, ...] = ()
+        """Tokens that end an answer beside those of the generation config: those that prompts train."""
         self._tokenizer: Any = None
         self.backbone = load_causal(name, pretrained=pretrained)
         self.dim = int(self.backbone.get_input_embeddings().embedding_dim)
@@ -58,9 +60,25 @@ class LanguageModel(Network):
 
     def decode(self, ids: Int64[Tensor, " tokens"]) -> str:
         """Text of token ids, without special tokens."""
+        return str(self._own_tokenizer().decode(ids.tolist(), skip_special_tokens=True)).strip()
+
+    def reads(self, tokenizer: str) -> bool:
+        """Whether the token ids of a tokenizer mean the same to this model; of its own they do.
+
+        Args:
+            tokenizer: Name of an asset, a folder, or a name on the model hub.
+        """
+        source = source_of(tokenizer)
+        if source == source_of(self.name):
+            return True
+        given: dict[str, int] = AutoTokenizer.from_pretrained(source).get_vocab()
+        own: dict[str, int] = self._own_tokenizer().get_vocab()
+        return given.items() <= own.items()
+
+    def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
             self._tokenizer = AutoTokenizer.from_pretrained(source_of(self.name))
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+        return self._tokenizer
 
     def embed(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens dim"]:
         """Embeddings of token ids."""

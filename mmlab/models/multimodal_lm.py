@@ -113,8 +113,12 @@ class MultimodalLM(nn.Module):
             batch: With text; answers in it are not read.
             settings: See :meth:`LanguageModel.generate`.
             together: See :meth:`LanguageModel.generate`.
+
+        Raises:
+            ValueError: As :meth:`forward`; a prompt and the longest answer are longer than the language model
+                reads.
         """
-        read = self._read(batch, questions(self._text(batch)))
+        read = self._read(batch, questions(self._text(batch)), new=settings.max_new_tokens or 0)
         copies = max(settings.num_beams or 1, settings.num_return_sequences or 1)
         with self._shown(read, copies=copies):
             return self.language.generate(read.embedded, read.length, settings=settings, together=together)
@@ -124,8 +128,8 @@ class MultimodalLM(nn.Module):
             raise ValueError("a language model needs text: set data.text (mmlab.data.prompt.PromptReader)")
         return batch.text
 
-    def _read(self, batch: Batch, text: Input) -> Interleaved:
-        """Run every tower once, whatever the batch lacks, and put all in order."""
+    def _read(self, batch: Batch, text: Input, *, new: int = 0) -> Interleaved:
+        """Run every tower once, whatever the batch lacks, and put all in order; `new` tokens will follow."""
         media = {}
         for modality, tower in self.towers():
             inputs = batch.get(modality)
@@ -137,7 +141,7 @@ class MultimodalLM(nn.Module):
             media[modality] = Media(tower(inputs), inputs)
         place = interleave if self.injection is None else put_beside
         read = place(text, self.language.embed, media)
-        self._check_length(read, batch, text)
+        self._check_length(read, batch, text, new=new)
         return read
 
     def _shown(self, read: Interleaved, *, copies: int | None = None) -> AbstractContextManager[None]:
@@ -148,13 +152,17 @@ class MultimodalLM(nn.Module):
             return self.injection.reading(read.beside, read.length, packed=self.language.packing)
         return self.injection.answering(read.beside, read.length, copies=copies)
 
-    def _check_length(self, read: Interleaved, batch: Batch, text: Input) -> None:
-        limit = self.language.max_length
-        if limit is None or int(read.length.max()) <= limit:
+    def _check_length(self, read: Interleaved, batch: Batch, text: Input, *, new: int) -> None:
+        limit, longest = self.language.max_length, int(read.length.max())
+        # The last new token is said and not read.
+        if limit is None or longest + max(new - 1, 0) <= limit:
             return
         owner = int(text.owner[read.length.argmax()])
         key = batch.keys[owner] if owner != NOBODY else "nobody"
+        more, lower = "", "data.text.max_length"
+        if new and longest <= limit:
+            more, lower = f" and max_new_tokens={new}", f"model.decoding.max_new_tokens or {lower}"
         raise ValueError(
-            f"sample {key!r} has {int(read.length.max())} tokens with its media, but {self.language.name} "
-            f"reads {limit}: lower data.text.max_length, or give the tower a resampler"
+            f"sample {key!r} has {longest} tokens with its media{more}, but {self.language.name} "
+            f"reads {limit}: lower {lower}, or give the tower a resampler"
         )

@@ -81,7 +81,9 @@ def _cell(values: Mapping[str, float], name: str, kind: str) -> str:
     low, high = (values.get(_bound(name, end)) for end in ("low", "high"))
     if low is None or high is None:
         return text
-    return f"{text} ({100 * low:.0f}-{100 * high:.0f})"
+    if text.endswith("%"):
+        return f"{text} ({100 * low:.0f}-{100 * high:.0f})"
+    return f"{text} ({format_value(kind, low)}-{format_value(kind, high)})"
 
 
 def _bound(name: str, end: str) -> str:

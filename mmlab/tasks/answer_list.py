@@ -21,7 +21,7 @@ from mmlab.objectives.classification import SoftCrossEntropy
 from mmlab.objectives.loss import Loss
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
-from mmlab.tasks.generative import Answer
+from mmlab.tasks.generative import Answer, beside
 
 
 class AnswerList:
@@ -117,6 +117,17 @@ class InList(TextScore):
         return {"in_list": sum(found) / len(found)}
 
 
+def _checked(scores: list[TextScore]) -> list[TextScore]:
+    """Raise ValueError for a score of what a classifier does not say."""
+    for score in scores:
+        if score.of_losses:
+            raise ValueError(
+                f"scores: {type(score).__name__} asks how likely a text is, which a classifier does not say: "
+                "take it out"
+            )
+    return scores
+
+
 class AnswerListTask(BaseTask):
     """Trains a classifier over a list of answers, and compares what it chooses with the right ones.
 
@@ -150,15 +161,8 @@ class AnswerListTask(BaseTask):
         objective: SoftCrossEntropy | None = None,
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
-        self.scores: list[TextScore] = [AnswerScores()] if scores is None else scores
-        of_losses = [type(score).__name__ for score in self.scores if score.of_losses]
-        if of_losses:
-            raise ValueError(
-                f"scores: {of_losses[0]} asks how likely a text is, which a classifier does not say: take it "
-                "out"
-            )
-        normal = self.scores[0].normal if self.scores else normal_answer
-        self.answers = AnswerList(answers, normal=normal)
+        self.scores = _checked([AnswerScores()] if scores is None else scores)
+        self.answers = AnswerList(answers, normal=self.scores[0].normal if self.scores else normal_answer)
         self.objective = SoftCrossEntropy() if objective is None else objective
         if (found := model.head.classes) != (wanted := len(self.answers)):
             raise ValueError(f"the head has {found} classes for {wanted} answers: set classes to {wanted}")
@@ -178,19 +182,7 @@ class AnswerListTask(BaseTask):
 
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep the answers of a batch beside what they may be."""
-        known = batch.references or ((),) * len(batch)
-        metrics.update(
-            [
-                Answered(
-                    said.place,
-                    said.text,
-                    known[said.sample],
-                    group=str(int(batch.group[said.sample])),
-                    source=batch.source_of(said.sample),
-                )
-                for said in self.predict(batch)
-            ]
-        )
+        metrics.update([beside(said, batch) for said in self.predict(batch)])
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Answer]:

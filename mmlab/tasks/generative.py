@@ -34,6 +34,18 @@ class Answer(NamedTuple):
     """All that was said, where the answer is the end of it."""
 
 
+def beside(answer: Answer, batch: Batch) -> Answered:
+    """An answer beside what it may be."""
+    return Answered(
+        answer.place,
+        answer.text,
+        references=batch.references[answer.sample] if batch.references else (),
+        group=str(int(batch.group[answer.sample])),
+        whole=answer.whole,
+        source=batch.source_of(answer.sample),
+    )
+
+
 class GenerativeTask(BaseTask):
     """Trains a language model to say answers, and measures what it says; a leaf says by what.
 
@@ -83,15 +95,26 @@ class GenerativeTask(BaseTask):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse prompts that do not go with `decoding`, before anything runs.
+        """Refuse prompts that do not go with `decoding` or the model, and learn what ends an answer.
 
         Raises:
-            ValueError: They bring choices and it does not choose, or the reverse.
+            ValueError: They bring choices and it does not choose, or the reverse; their tokenizer is that of
+                another language model.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for reader in getattr(data, "readers", ()):  # other data show themselves at the first batch
             if reader.modality is Modality.TEXT:
                 self.decoding.check(choices=getattr(reader, "choices", None) is not None)
+                self._check_tokenizer(getattr(reader, "tokenizer", None))
+                self.model.language.ends = tuple(getattr(reader, "ends", ()))
+
+    def _check_tokenizer(self, tokenizer: str | None) -> None:
+        language = self.model.language
+        if tokenizer is not None and not language.reads(tokenizer):
+            raise ValueError(
+                f"data.text.tokenizer={tokenizer!r} has other token ids than the language model, "
+                f"model.model.language.name={language.name!r}: set both to the same name"
+            )
 
     @abstractmethod
     def usual_scores(self) -> list[TextScore]:
@@ -110,14 +133,7 @@ class GenerativeTask(BaseTask):
         answers, known = self.predict(batch), self._likelihood(batch)
         answered = []
         for answer in answers:
-            one = Answered(
-                answer.place,
-                answer.text,
-                references=batch.references[answer.sample] if batch.references else (),
-                group=str(int(batch.group[answer.sample])),
-                whole=answer.whole,
-                source=batch.source_of(answer.sample),
-            )
+            one = beside(answer, batch)
             if known is not None:  # what does not choose has one row for each sample
                 loss = -float(known.log_probability[answer.sample])
                 one = one._replace(loss=loss, tokens=int(known.tokens[answer.sample]))

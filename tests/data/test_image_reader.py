@@ -44,6 +44,12 @@ def difference(image: torch.Tensor, expected: Image.Image) -> float:
     return float(np.abs(pixels - np.asarray(expected, dtype=np.float64)).mean())
 
 
+def limited(size: int, pixels: int) -> ImageReader:
+    reader = ImageReader(size)
+    reader.max_pixels = pixels
+    return reader
+
+
 def photographs(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("coco-mini/*2017/*.jpg"))[:20]]
 
@@ -342,8 +348,8 @@ class TestBroken:
     def test_too_many_pixels_are_refused_before_decoding(self, format: str) -> None:
         data = encoded(scene(90, 90), format)
         with pytest.raises(BrokenMember, match=r"^too many pixels$"):
-            ImageReader(SIZE, max_pixels=8099).transform(data, None)
-        ImageReader(SIZE, max_pixels=8100).transform(data, None)
+            limited(SIZE, 8099).transform(data, None)
+        limited(SIZE, 8100).transform(data, None)
 
     def test_a_bomb(self) -> None:
         data = bytearray(encoded(Image.new("1", (8, 8))))
@@ -361,7 +367,7 @@ class TestBroken:
         for _ in range(rng.randint(1, 8)):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         try:
-            image = ImageReader(16, max_pixels=10**6).transform(bytes(data), random.Random(0))
+            image = limited(16, 10**6).transform(bytes(data), random.Random(0))
         except BrokenMember:
             return
         assert image.shape == (3, 16, 16)

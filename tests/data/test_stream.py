@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_language import tiny_language
 from torch import Tensor
 
 from mmlab.batch import NOBODY, Batch, Modality, Skip
@@ -21,6 +22,7 @@ from mmlab.data.collate import Sample, collate
 from mmlab.data.lanes import Lanes
 from mmlab.data.loader import Loader
 from mmlab.data.order import EvaluationOrder, TrainingOrder
+from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.data.reader import Reader
 from mmlab.data.shards import ShardSet, write_shards
 from mmlab.data.signal import SignalReader
@@ -257,6 +259,28 @@ def test_references_are_read_wherever_the_run_names_them(tmp_path: Path, seed: i
     assert batch("json.nothing").references == ((),) * 4
     assert batch().references == ()
     assert batch().valid.all()
+
+
+@pytest.mark.parametrize("seed", [3, None], ids=["training", "evaluation"])
+def test_references_and_groups_may_be_of_the_turn_that_is_asked(tmp_path: Path, seed: int | None) -> None:
+    turns = [{"question": "q0", "answer": ["two", 2]}, {"question": "q1", "answer": "no"}]
+    about = [{"turns": turns}, {"turns": turns[::-1]}, {"question": "q0", "answer": "one"}, {"x": 1}]
+    samples = [sample(number, json=json.dumps(fields).encode()) for number, fields in enumerate(about)]
+    shards = ShardSet(write_shards(samples, tmp_path, "x"))
+    folder = str(tiny_language(tmp_path / "language"))
+    prompt = PromptReader(folder, prompts=[Prompt("{txt}", "{txt}")], each="json.turns")
+    order = EvaluationOrder(shards.counts, batch_size=4)
+    fields = ("each.answer", "txt")
+    batch = Stream(shards, order, [prompt], seed=seed, group_by="each.question", references=fields).batch(0)
+    assert batch.references == (
+        ("two", "2", "Caption 0"),
+        ("no", "Caption 1"),
+        ("one", "Caption 2"),
+        ("Caption 3",),
+    )
+    first, second, third, alone = batch.group.tolist()
+    assert first == third
+    assert len({first, second, alone}) == 3
 
 
 def test_broken_samples_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -102,13 +102,3 @@ def test_without_meld_it_is_said_what_to_do(shell: Shell, short: tuple[str, ...]
     assert "meld is not prepared yet" in answer.err
     assert "declare-lab/MELD" in answer.err
     assert "Traceback" not in answer.err
-
-
-@pytest.mark.slow
-def test_pictures_alone(shell: Shell, short: tuple[str, ...], pictures: Path) -> None:
-    before = shell.runs()
-    alone = ("--data.source", "mmlab.sources.easy_vqa.EasyVqa", "--data.source.init_args.val", "2")
-    answer = shell("fit", *short, *alone, "--data.source.init_args.from_file", str(pictures))
-    assert answer.status == 0, answer.err
-    (run,) = shell.runs() - before
-    assert "test/token_f1" in json.loads((run / "metrics.json").read_text())

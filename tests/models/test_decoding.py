@@ -187,6 +187,41 @@ def test_generation_answers_one_row_a_sample(folder: Path) -> None:
     assert all(len(one.ids) <= 3 for one in found)
 
 
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(max_new_tokens=12),
+        Decoding(max_new_tokens=12, num_beams=3),
+        Decoding(max_new_tokens=12, sample=True, temperature=2.0),
+    ],
+)
+@torch.no_grad()
+def test_an_answer_stops_at_the_end_that_is_trained_and_at_that_of_the_model(
+    folder: Path, decoding: Decoding
+) -> None:
+    rows = [Row(sample, PROMPTS[sample], CHOICES[sample][0]) for sample in PROMPTS]
+    model, whole = make(folder), make_batch(rows)
+    config = model.language.backbone.generation_config
+    assert config is not None
+    config.pad_token_id, config.eos_token_id = 0, None
+    torch.manual_seed(3)
+    free = [one.ids.tolist() for one in decoding.answer(model, whole)]
+    trained, own = free[0][2], free[1][3]
+    config.eos_token_id = own
+    model.language.ends = (trained,)
+    torch.manual_seed(3)
+    stopped = [one.ids.tolist() for one in decoding.answer(model, whole)]
+    for ids in stopped:
+        ends = [step for step, token in enumerate(ids) if token in (own, trained)]
+        assert not any(ids[ends[0] + 1 :] if ends else ())  # padding
+    if decoding.num_beams == 1:  # with beams, one that ends sooner may win
+        for ids, longer in zip(stopped, free, strict=True):
+            cut = min((longer.index(end) for end in (own, trained) if end in longer), default=len(longer) - 1)
+            assert ids[: cut + 1] == longer[: cut + 1]
+    settings = decoding.settings(model.language.backbone, ends=(own, trained))
+    assert settings.eos_token_id == [own, trained]
+
+
 def test_choices_and_ways_to_answer_that_do_not_go_together_are_refused(folder: Path) -> None:
     model = make(folder)
     single = [Row(sample, PROMPTS[sample], CHOICES[sample][0]) for sample in PROMPTS]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_language import tiny_language
-from transformers import AutoModelForCausalLM
+from tiny_language import tiny_language, tiny_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from mmlab.batch import MARKERS, NOBODY, Batch, Input, Modality
 from mmlab.models.decoding import Decoding
@@ -213,3 +213,32 @@ def test_what_does_not_fit_is_said(folder: Path, model: MultimodalLM, mixed: Bat
     long = batch(text([[5] * 61 + [IMAGE], [5, 6], [7, 8], [9, 9]], [1, 1, 1, 1]), mixed.image, mixed.audio)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"sample 'key0' has 65 tokens with its media, but .* reads 64"):
         model(long)
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> MultimodalLM:
+    """A language model that has learned a position for each of 16 tokens, and can read no further."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = GPT2Config(
+        vocab_size=300, n_positions=16, n_embd=DIM, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=299
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    return MultimodalLM(LanguageModel(str(tmp_path), packing=False)).eval()
+
+
+def test_a_prompt_leaves_room_for_the_longest_answer(learned: MultimodalLM) -> None:
+    found = text([[5, 6, 7], [5] * 11 + [6]], [1, 1])
+    asked = Batch(
+        keys=("short", "long"), place=torch.arange(2), valid=torch.ones(2, dtype=torch.bool),
+        group=torch.arange(2), text=found,
+    )  # fmt: skip
+    learned.language.backbone.generation_config.eos_token_id = None  # every answer runs to the end
+    fits = learned.generate(asked, settings=Decoding(max_new_tokens=6).settings(learned.language.backbone))
+    assert fits.shape == (2, 6)
+    with pytest.raises(
+        ValueError,
+        match=r"sample 'long' has 11 tokens with its media and max_new_tokens=7, but .* reads 16: "
+        r"lower model\.decoding\.max_new_tokens or data\.text\.max_length",
+    ):
+        learned.generate(asked, settings=Decoding(max_new_tokens=7).settings(learned.language.backbone))
+    assert learned(asked).logits.shape[0] == 2  # nothing is generated in training

@@ -57,6 +57,14 @@ def test_each_source_has_lines_of_its_own() -> None:
     assert any("test/mean_recall@sea/photos" in line for line in lines)
 
 
+def test_an_interval_is_written_as_its_value() -> None:
+    results = {"test/cider": 1.04, "test/cider_low": 0.62, "test/cider_high": 1.42}
+    results |= {"test/exact_match": 0.854, "test/exact_match_low": 0.83, "test/exact_match_high": 0.88}
+    text = _text(results_table(results, {}))
+    assert "1.0 (0.620-1.4)" in text
+    assert "0.854 (0.830-0.880)" in text
+
+
 def test_results_without_chance_are_listed() -> None:
     text = _text(results_table({"test/loss": 1.25, "test/accuracy": 0.5}, {}))
     assert "1.2" in text

@@ -30,10 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_to_choose_colours(folder: Path, tmp_path: Path) -> None:
-    task = make_task(folder, decoding=Choosing())
-    data = make_data(folder, Prompt("<image>", "{json.answer}"), choices=CHOICES)
+    task, data = make_task(folder, decoding=Choosing()), make_data(folder, choices=CHOICES)
     writer = AnswerWriter({"id": "json.question_id", "answer": "answer"})
-    fit = make_trainer(tmp_path, writer, max_epochs=18, limit_val_batches=0)
+    fit = make_trainer(tmp_path, writer, max_epochs=30, limit_val_batches=0)
     before = fit.test(task, data, verbose=False)[0]["test/exact_match"]
     fit.fit(task, data)
     after = fit.test(task, data, verbose=False)[0]["test/exact_match"]

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from mmlab.adaptation.policy import Policy
 from mmlab.callbacks.answers import AnswerPage, AnswerWriter
-from mmlab.data.prompt import Prompt
+from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.metrics.perplexity import Perplexity
 from mmlab.metrics.text import AnswerScores
 from mmlab.models.decoding import Decoding
+from mmlab.models.language_model import LanguageModel
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in QUIET]
 BRIEF = Decoding(max_new_tokens=6)
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_to_name_colours(folder: Path, tmp_path: Path) -> None:
     task, data = make_task(folder, decoding=BRIEF), make_data(folder)
     fit = make_trainer(
-        tmp_path, AnswerPage(3), max_epochs=25, check_val_every_n_epoch=25, num_sanity_val_steps=0
+        tmp_path, AnswerPage(3), max_epochs=30, check_val_every_n_epoch=30, num_sanity_val_steps=0
     )
     fit.fit(task, data)
     results = fit.test(task, data, verbose=False)[0]
@@ -58,14 +59,14 @@ def test_answers_are_written_in_the_form_that_a_benchmark_takes(folder: Path, tm
     assert [record["said"] for record in array] == [record["answer"] for record in records]
 
 
-RATIONALE = Prompt("<image>", "It is {json.answer}. So: {json.answer}")
+RATIONALE = Prompt("<image>{json.question}", "It is {json.answer}. So: {json.answer}")
 
 
 def test_what_stands_behind_the_last_mark_is_the_answer(folder: Path, tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=26)
     task, data = make_task(folder, decoding=decoding, answer_after="So:"), make_data(folder, RATIONALE)
     page, writer = AnswerPage(9), AnswerWriter({"answer": "answer"})
-    fit = make_trainer(tmp_path, page, writer, max_epochs=25, limit_val_batches=0)
+    fit = make_trainer(tmp_path, page, writer, max_epochs=30, limit_val_batches=0)
     fit.fit(task, data)
     results = fit.test(task, data, verbose=False)[0]
     assert results["test/exact_match"] > 0.8
@@ -146,3 +147,42 @@ def test_the_adapted_language_model_leaves_its_own_weights_out_of_checkpoints(fo
     assert any(name.startswith("language.") and "lora" in name for name in kept)
     assert any(name.startswith("image.projection") for name in kept)
     assert set(adapted.bases) == {"language", "image.encoder"}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_answers_stop_at_the_end_that_the_prompts_train(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """As with a base model in a chat format whose end its generation config does not name."""
+    task = make_task(folder, decoding=BRIEF)
+    config = task.model.language.backbone.generation_config
+    assert config is not None
+    config.eos_token_id = config.pad_token_id = tiny_tokenizer().bos_token_id
+    torch.nn.init.zeros_(
+        task.model.language.backbone.model.norm.weight
+    )  # all are as likely: it says the first
+    said: list[list[int]] = []
+    monkeypatch.setattr(LanguageModel, "decode", lambda _, ids: said.append(ids.tolist()) or "red")
+    getattr(make_trainer(tmp_path), stage)(task, make_data(folder))
+    assert said
+    assert all(ids == [tiny_tokenizer().eos_token_id] for ids in said)
+
+
+def test_a_tokenizer_of_another_language_model_is_refused_and_a_copy_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    other, copy = tmp_path / "other", tmp_path / "copy"
+    tiny_tokenizer().save_pretrained(copy)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(other)
+
+    def run(tokenizer: Path) -> None:
+        data = make_data(folder)
+        (reader,) = (one for one in data.readers if isinstance(one, PromptReader))
+        reader.tokenizer = str(tokenizer)
+        make_trainer(tmp_path, limit_test_batches=1).test(make_task(folder, decoding=BRIEF), data)
+
+    run(copy)
+    with pytest.raises(ValueError, match=r"data\.text\.tokenizer='.*other' has other token ids .*language'"):
+        run(other)
