@@ -12,6 +12,7 @@ from small_runs import make_batches, make_task, make_trainer
 from torch.utils.data import DataLoader
 
 from mmlab.batch import Batch, Skip
+from mmlab.callbacks import skipped
 from mmlab.callbacks.skipped import SHORT_RUN, SkippedSamples, Tally
 
 pytestmark = [
@@ -84,14 +85,16 @@ def test_when_one_rank_has_too_many_all_stop(ranks: Any) -> None:
     assert "k2: image: cannot decode" in second
 
 
-def test_what_prediction_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_prediction_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(skipped, "rank_zero_info", said.append)
     whole = make_batches(1)[0]
     broken = replace(whole, skips=(Skip("0-3", "text: no json.question"),))
     trainer = make_trainer(tmp_path, SkippedSamples(limit=0.2), steps=1)
-    with caplog.at_level("INFO"):
-        trainer.predict(make_task("full"), DataLoader([broken], batch_size=None))  # type: ignore[arg-type]
-    assert "predict: 1 samples could not be read and were left out" in caplog.text
-    assert "0-3: text: no json.question" in caplog.text
+    trainer.predict(make_task("full"), DataLoader([broken], batch_size=None))  # type: ignore[arg-type]
+    (listing,) = said
+    assert "predict: 1 samples could not be read and were left out" in listing
+    assert "0-3: text: no json.question" in listing
     stopped = make_trainer(tmp_path, SkippedSamples(limit=0.1), steps=1)
     with pytest.raises(ValueError, match="predict: 1 of 8 samples could not be read"):
         stopped.predict(make_task("full"), DataLoader([broken], batch_size=None))  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def test_prediction_reads_the_features_of_the_same_shards(command: Command) -> N
     [
         (("--seed_everything", "2"), "encoder of image changed; encoder of signal changed"),
         (("--model.init_args.adaptation.init_args.towers", "full"), "encoder of image is trained"),
-        (("--data.image.init_args.size", "32"), "reader of image: size 64 -> 32"),
+        (("--data.image.init_args.size", "32"), "reader of image: height 64 -> 32"),
         (("--data.source.init_args.val", "21"), "shards of val changed"),
         (("--data.loading.features", "nowhere"), "no complete features in nowhere"),
     ],

@@ -48,7 +48,11 @@ CASES = [
         written=("question_id",),
     ),
     Case(
-        "question_answering/easy_vqa_classifier", "exact_match", ASKED, written=("question_id",)
+        "question_answering/easy_vqa_classifier",
+        "exact_match",
+        ASKED,
+        words=("--data.batch_size", "8"),
+        written=("question_id",),
     ),
     Case(
         "reasoning/nlvr",
@@ -60,7 +64,7 @@ CASES = [
     Case(
         "generation/stamps",
         "cider",
-        {"captions": {"en": "a cat", "fr": "un chat", "es": "un gato", "de": "eine Katze"}},
+        {"captions": {"en": "a cat", "fr": "un chat", "es": "un gato", "de": "eine Katze"}, "group": "a"},
         words=("--trainer.max_epochs", "2"),
         written=("key", "caption"),
     ),

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import soundfile
+import wandb
 from PIL import Image
 
 from mmlab.callbacks.answers import AnswerPage
@@ -33,6 +34,7 @@ def encoded_sound() -> bytes:
 
 def test_the_table_has_pictures_and_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    wandb.finish()  # what another test may have left open
     sound = encoded_sound()
     shown = {
         0: Exhibit("seen", (encoded_picture(),), ("What?",), ()),
