@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmlab.callbacks.agreement import Agreement
+from mmlab.callbacks.checkpoints import Checkpoints
 from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
@@ -83,7 +84,7 @@ class CommandLine(LightningCLI):
             default=True,
             help="After `fit`, measure the best checkpoint on the test split.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(SkippedSamples, "skipped")
         parser.add_class_arguments(Execution, "execution")
         parser.set_defaults(
