@@ -13,6 +13,11 @@ class Checkpoints(ModelCheckpoint):
     killed late, would go on from early. Here it is written whenever the score is looked at, and at the end.
     """
 
+    @property
+    def state_key(self) -> str:
+        """Lightning's own: by it its state is found again in checkpoints."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep what is to be kept at the end of an epoch."""
         super().on_train_epoch_end(trainer, pl_module)

@@ -11,6 +11,7 @@ from small_runs import Batches, SmallTask, make_task, make_trainer
 from torchmetrics import Metric
 
 from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.runs.checkpoint import find_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
@@ -71,9 +72,11 @@ def test_a_run_that_stops_between_validations_keeps_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worse_and_worse(monkeypatch)
-    keep = Checkpoints(tmp_path / "kept", monitor="val/score", mode="max", save_last=True, filename="best")
+    folder = tmp_path / "checkpoints"
+    keep = Checkpoints(folder, monitor="val/score", mode="max", save_last=True, filename="best")
     trainer = make_trainer(
         tmp_path, keep, steps=5, enable_checkpointing=True, limit_val_batches=1, check_val_every_n_epoch=2
     )
     trainer.fit(make_task("full"), Batches(per_epoch=2))
-    assert steps(tmp_path / "kept") == {"best": 4, "last": 5}
+    assert steps(folder) == {"best": 4, "last": 5}
+    assert find_checkpoint(tmp_path) == folder / "best.ckpt", "the last knows the best"
