@@ -20,8 +20,8 @@ Metrics = Mapping[str, float | None]
 def options(parser: argparse.ArgumentParser, *, quick: str) -> argparse.Namespace:
     """Add the options that such benchmarks share, and read the command line.
 
-    Words that are none of them are in `words`, for every run: `--trainer.precision bf16-mixed`, which is half
-    again as fast on a processor that has bfloat16, and many times slower on one that has not.
+    Words that are none of them are in `words`, for every run: `--trainer.precision bf16-mixed`, which is
+    faster on a processor that has bfloat16, and many times slower on one that has not.
 
     Args:
         parser: With the options of one's own.

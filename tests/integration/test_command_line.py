@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +27,6 @@ SMALL = (
     "--trainer.accelerator", "cpu",
 )  # fmt: skip
 OFFLINE = ("--trainer.logger", "false")
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    shell = Shell(tmp_path_factory.mktemp("shell"))
-    yield shell
-    shell.close()
 
 
 class Fit(NamedTuple):

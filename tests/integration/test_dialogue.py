@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from tiny_language import tiny_language
 CONFIG = Path(__file__).parents[2] / "experiments" / "generation" / "dialogue.yaml"
 MODEL = "--model.init_args.model.init_args"
 PARTS = "--data.source.init_args.parts"
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    shell = Shell(tmp_path_factory.mktemp("shell"))
-    yield shell
-    shell.close()
 
 
 @pytest.fixture(scope="module")

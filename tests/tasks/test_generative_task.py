@@ -158,9 +158,8 @@ def test_answers_stop_at_the_end_that_the_prompts_train(
     config = task.model.language.backbone.generation_config
     assert config is not None
     config.eos_token_id = config.pad_token_id = tiny_tokenizer().bos_token_id
-    torch.nn.init.zeros_(
-        task.model.language.backbone.model.norm.weight
-    )  # all are as likely: it says the first
+    # All tokens are as likely: it says the first.
+    torch.nn.init.zeros_(task.model.language.backbone.model.norm.weight)
     said: list[list[int]] = []
     monkeypatch.setattr(LanguageModel, "decode", lambda _, ids: said.append(ids.tolist()) or "red")
     getattr(make_trainer(tmp_path), stage)(task, make_data(folder))
