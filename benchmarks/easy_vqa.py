@@ -35,7 +35,7 @@ OVERLAYS: dict[str, dict[str, Any]] = {
     SPOKEN + BLIND: {
         "data": {
             "image": None,
-            "text": {"init_args": {"prompts": [{"user": "{each.question}", "assistant": "{each.answer}"}]}},
+            "text": {"init_args": {"prompts": [{"user": "{json.question}", "assistant": "{json.answer}"}]}},
         },
         "model": {
             "init_args": {

@@ -1,10 +1,11 @@
 """Tuning a language model that sees, beside transformers' Trainer: tokens a second on the same samples.
 
-mmlab runs `mmlab fit` on experiments/question_answering/easy_vqa.yaml: a picture is one conversation with all
-its questions, 61 to 346 tokens long. transformers_tuning.py runs the Trainer on a model that is put together
-the way LLaVA is: padded to the longest of the batch, -100 where nothing is to be said, embeddings of pictures
-put in the place of their tokens. Both have the same language model, image tower, LoRA, start, samples,
-batches, optimizer, precision and threads; packing and the vocabulary at the answers only are mmlab's own.
+mmlab runs `mmlab fit` on experiments/question_answering/easy_vqa.yaml, with pictures of 128 pixels that are
+one conversation with all their questions, 61 to 346 tokens long. transformers_tuning.py runs the Trainer on a
+model that is put together the way LLaVA is: padded to the longest of the batch, -100 where nothing is to be
+said, embeddings of pictures put in the place of their tokens. Both have the same language model, image tower,
+LoRA, start, samples, batches, optimizer, precision and threads; packing and the vocabulary at the answers
+only are mmlab's own.
 
 Each runs in a process that lives through all rounds, and the two take turns, so what else the machine does
 meets both. Samples are decoded and tokenized before. Tokens are those of samples, media included, never
@@ -43,6 +44,7 @@ BAR, LOSS_BAR = 1.5, 1e-4
 FULL, QUICK = (4, 8), (2, 1)
 """Rounds, and batches, of which each is a step of every round. A round more comes first: it warms up, and
 `mmlab fit` counts the operations of sizes that are new to it."""
+TURN = {"opening": "<image>", "user": "{each.question}", "assistant": "{each.answer}"}
 CONFIG = Path(__file__).parents[1] / "experiments" / "question_answering" / "easy_vqa.yaml"
 PEER = Path(__file__).with_name("transformers_tuning.py")
 
@@ -169,6 +171,8 @@ def serve(folder: Path, rounds: int, steps: int, batch: int) -> None:
         "checkpoint.monitor": "null", "test_best": "false",
         f"{optimization}.optimizer.init_args.fused": "true",
         f"{optimization}.schedule.warmup": 0, f"{optimization}.schedule.min_ratio": 1.0,
+        "data.source.init_args.per_picture": "true", "data.image.init_args.size": 128,
+        "data.text.init_args.each": "json.questions", "data.text.init_args.prompts": json.dumps([TURN]),
     }  # fmt: skip
     build(Tuning, ["fit", "--config", str(CONFIG), *words(settings)])
 

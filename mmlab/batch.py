@@ -138,6 +138,8 @@ class Batch:
     """Names of all sources of the run, the same in every batch; empty where it reads one."""
     references: tuple[tuple[str, ...], ...] = ()
     """What the answer of each sample may be, () where nothing is known; empty where the run reads none."""
+    kinds: tuple[str, ...] = ()
+    """What kind of question each sample is, "" where it does not say; empty where the run reads none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -150,6 +152,10 @@ class Batch:
     def source_of(self, sample: int) -> str:
         """Name of the source that a sample is from; empty where the run reads one."""
         return "" if self.source is None else self.sources[int(self.source[sample])]
+
+    def kind_of(self, sample: int) -> str:
+        """Kind of a sample; empty where it is not known."""
+        return self.kinds[sample] if self.kinds else ""
 
     def inputs(self) -> Iterator[tuple[Modality, Input]]:
         """The modalities that this run reads, with their inputs."""
@@ -191,6 +197,7 @@ class Batch:
             skips=(),
             source=None if self.source is None else self.source[samples],
             references=tuple(self.references[i] for i in samples.tolist()) if self.references else (),
+            kinds=tuple(self.kinds[i] for i in samples.tolist()) if self.kinds else (),
         )
 
 

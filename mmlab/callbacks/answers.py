@@ -77,7 +77,8 @@ class AnswerWriter(BasePredictionWriter):
             text = json.dumps(records, ensure_ascii=False, indent=0)
         else:
             text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / self.file).write_text(text, encoding="utf-8")
+        # Data may hold half of a surrogate pair, which no file can.
+        (folder / self.file).write_text(text, encoding="utf-8", errors="replace")
 
 
 def _first(values: Sequence[Any]) -> Any:
@@ -157,6 +158,7 @@ class AnswerPage(Callback):
             "spread evenly over the split, not chosen. Green where the answer is one of the references.</p>"
             + "".join(_section(one, shown) for one, shown in rows),
             encoding="utf-8",
+            errors="replace",
         )
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+
+# Python gives out `Union[float, int]` for Lightning's `Union[int, float]` where it has made the one before: a
+# limit of 1 batch would be read as 1.0, which is all of them. This form keeps its order.
+for _limit in ("train", "val", "test", "predict"):
+    Trainer.__init__.__annotations__[f"limit_{_limit}_batches"] = int | float | None
 
 
 class ConfigError(ValueError):

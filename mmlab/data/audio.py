@@ -20,6 +20,7 @@ class AudioReader(Reader):
     """Sounds as float32 [steps] in [-1, 1]; the encoder computes what it needs of them on the device."""
 
     modality = Modality.AUDIO
+    settings_of_use = frozenset({"every"})
 
     def __init__(
         self,

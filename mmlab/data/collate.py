@@ -32,6 +32,8 @@ class Sample:
     """Number of its source."""
     references: tuple[str, ...] = ()
     """See :attr:`mmlab.batch.Batch.references`."""
+    kind: str = ""
+    """See :attr:`mmlab.batch.Batch.kinds`."""
 
 
 def collate(
@@ -40,6 +42,7 @@ def collate(
     *,
     sources: Sequence[str] = (),
     references: bool = False,
+    kinds: bool = False,
 ) -> Batch:
     """Put samples into one batch, with an input for every reader.
 
@@ -51,6 +54,7 @@ def collate(
         readers: One for each modality.
         sources: Names of the run's sources, where it has several.
         references: Whether the run reads references, if only of other samples.
+        kinds: Whether it reads kinds.
     """
     inputs = {reader.modality: _collate(samples, reader) for reader in readers}
     return Batch(
@@ -62,6 +66,7 @@ def collate(
         source=torch.tensor([s.source for s in samples], dtype=torch.int64) if sources else None,
         sources=tuple(sources),
         references=tuple(sample.references for sample in samples) if references else (),
+        kinds=tuple(sample.kind for sample in samples) if kinds else (),
         image=inputs.get(Modality.IMAGE),
         text=inputs.get(Modality.TEXT),
         audio=inputs.get(Modality.AUDIO),

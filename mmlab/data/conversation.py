@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from mmlab.batch import MARKERS, Modality
 from mmlab.data.text import load_tokenizer
 
@@ -187,9 +189,15 @@ class ChatFormat:
         )
 
     def _apply(self, messages: list[dict[str, str]], *, prompt: bool) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=prompt
-        )
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template of {self._name!r} refuses a conversation ({error}): leave "
+                "data.text.system out, or give another tokenizer"
+            ) from error
         return rendered
 
     def _without_template(self, turns: int, answered: bool) -> list[_Part]:

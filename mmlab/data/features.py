@@ -187,13 +187,9 @@ def _remedy(folder: Path) -> str:
 
 
 def describe_reader(reader: Reader) -> dict[str, Any]:
-    """Class and settings of a reader, as JSON holds them.
-
-    Without `every`: features hold all rows, whichever are asked for.
-    """
+    """Class and settings of a reader, as JSON holds them, but for its `settings_of_use`."""
     settings: dict[str, Any] = json.loads(reader.identity)
-    settings.pop("every", None)
-    return settings
+    return {name: value for name, value in settings.items() if name not in reader.settings_of_use}
 
 
 def _differences(modality: Modality, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

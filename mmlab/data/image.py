@@ -131,8 +131,7 @@ class ImageReader(Reader):
                 f"crop_scale {crop_scale}: must be a smaller and a larger share, above 0, up to 1"
             )
         self.members = tuple(members)
-        # Not named `every`: cached features hold whatever `read` gives, so this decides what they are.
-        self.most = None if every else 1
+        self.every = every
         self.fit = fit
         self.background = background
         self.crop_scale = crop_scale
@@ -146,7 +145,7 @@ class ImageReader(Reader):
 
     def matching(self, members: Mapping[str, bytes]) -> list[str]:
         """The extensions of a sample that are read, in their order."""
-        return matching(members, self.members)[: self.most]
+        return matching(members, self.members)[: None if self.every else 1]
 
     def finds(self, members: Mapping[str, bytes]) -> bool:
         """Whether the sample has a picture."""

@@ -178,6 +178,7 @@ class ShardData(LightningDataModule):
         for where, field in (
             ("group_by", self.loading.group_by),
             *(("references", field) for field in self.loading.references),
+            ("kind_by", self.loading.kind_by or ""),
         ):
             if field.startswith(EACH):
                 raise ValueError(
@@ -204,6 +205,8 @@ class ShardData(LightningDataModule):
         evaluated = {_CALLED["val"]: shards["val"]} if "val" in shards else sets
         named = [self._named("references", field) for field in self.loading.references]
         if "val" in shards:
+            if self.loading.kind_by is not None:
+                named.append(self._named("kind_by", self.loading.kind_by))
             named += [one for reader in prompts for one in reader.named_choices()]
         check_named(named, evaluated)
 
@@ -255,6 +258,7 @@ class ShardData(LightningDataModule):
             ranks=ranks,
             group_by=self.loading.group_by,
             references=self.loading.references,
+            kind_by=self.loading.kind_by if split in ("val", "test") else None,
         )
         loader = Loader(
             stream,

@@ -42,6 +42,9 @@ class Loading:
     references: tuple[str, ...] = ()
     """Fields that hold what an answer is compared with in evaluation, and what a classifier over a list of
     answers learns from (`json.answers`; `each.answers` of the turn that evaluation asks)."""
+    kind_by: str | None = None
+    """Field that says what kind of question a sample is (`json.answer_type`): in evaluation answers are also
+    scored apart by its first value, as `<score>@<kind>`."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
     batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""

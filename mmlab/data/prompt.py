@@ -138,6 +138,10 @@ class PromptReader(Reader):
         found._media = tuple(one.raw for one in readers if one.modality is not self.modality)
         return found
 
+    def named_media(self) -> set[Modality]:
+        """Modalities that the prompts name."""
+        return set().union(*(prompt.media() for prompt in self.prompts))
+
     def named_prompts(self) -> list[Named]:
         """The fields of each prompt, which some sample should have together."""
         return [
@@ -300,6 +304,8 @@ class PromptReader(Reader):
     def _conversations(self, members: Mapping[str, bytes], rng: Random | None) -> list[list[Turn]]:
         """What each prompt makes of a sample, those of prompts that do not fit it left out; one at least.
 
+        In evaluation those whose answer is missing count only where there are no others.
+
         Raises:
             MissingFieldError: It has the fields of no prompt.
         """
@@ -318,8 +324,8 @@ class PromptReader(Reader):
         if len(possible) == 1:
             return possible
         counts = {reader.modality: reader.count(members, training=rng is not None) for reader in self._media}
-        fitting = [turns for turns in possible if _fits(turns, counts)]
-        return fitting or possible
+        fitting = [turns for turns in possible if _fits(turns, counts)] or possible
+        return [turns for turns in fitting if turns[-1].assistant is not None] or fitting
 
     def _turns(
         self,

@@ -35,6 +35,7 @@ class Stream:
         ranks: int = 1,
         group_by: str = "caption",
         references: Sequence[str] = (),
+        kind_by: str | None = None,
     ) -> None:
         """Settings.
 
@@ -48,8 +49,9 @@ class Stream:
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
                 for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
                 are alone.
-            references: Fields that hold what the answer of a sample may be. In both, `each.answer` is a field
-                of the turn that evaluation asks.
+            references: Fields that hold what the answer of a sample may be.
+            kind_by: Field that holds what kind of sample it is. In all three, `each.answer` is a field of the
+                turn that evaluation asks.
         """
         self.shards = shards
         self.order = order
@@ -64,6 +66,7 @@ class Stream:
         self.ranks = ranks
         self.group_by = group_by
         self.references = tuple(references)
+        self.kind_by = kind_by
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step`: a pure function, whatever was read before."""
@@ -73,7 +76,11 @@ class Stream:
             for shard, sample, place in zip(*places, strict=True)
         ]
         return collate(
-            samples, self.readers, sources=self.shards.sources, references=len(self.references) > 0
+            samples,
+            self.readers,
+            sources=self.shards.sources,
+            references=len(self.references) > 0,
+            kinds=self.kind_by is not None,
         )
 
     def announce(self, step: int, *, now: int) -> None:
@@ -105,6 +112,8 @@ class Stream:
             group = self._group(raw, shard, sample)
             at = "references"
             references = self._references(raw.members)
+            at = "kind"
+            kind = self._kind(raw.members)
         except BrokenMember as error:
             key = self._key(shard, sample)
             skip = Skip(key, f"{at}: {error}")
@@ -117,6 +126,7 @@ class Stream:
             rows=rows,
             source=self.shards.source(shard),
             references=references,
+            kind=kind,
         )
 
     def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -127,6 +137,13 @@ class Stream:
             return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
         except RecursionError:
             raise BrokenMember("JSON nested too deeply") from None
+
+    def _kind(self, members: Mapping[str, bytes]) -> str:
+        """The kind of sample; a slash would make another name of a score."""
+        if self.kind_by is None:
+            return ""
+        found = read_field(with_asked(members, [self.kind_by], self.readers), self.kind_by)
+        return str(found[0]).replace("/", "-") if found else ""
 
     def _key(self, shard: int, sample: int) -> str:
         """The key of a sample that cannot be read; its line of the index may be broken too."""

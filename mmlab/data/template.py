@@ -45,6 +45,10 @@ class Prompt:
         found = (field.removeprefix(_ALL) for field, _ in _TOKEN.findall(templates) if field)
         return list(dict.fromkeys(found))
 
+    def media(self) -> set[Modality]:
+        """Modalities that the question names."""
+        return {Modality(name) for _, name in _TOKEN.findall(self.opening + self.user) if name}
+
     @property
     def answers_with_a_field(self) -> bool:
         """Whether the answer is one field, and nothing beside it."""

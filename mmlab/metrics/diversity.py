@@ -29,6 +29,8 @@ def repeated(said: Sequence[Words]) -> float:
 class DiversityScores(TextScore):
     """How diverse answers are, and how long. References play no part."""
 
+    of_references = False
+
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
         """`distinct_1` and `distinct_2`, `mean_words`, `repeated`; words are those of :func:`ptb_tokens`."""
         said = [ptb_tokens(one.prediction) for one in answers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +14,9 @@ from torchmetrics import Metric
 
 from mmlab import collectives
 from mmlab.metrics.ranking import Scores, bootstrap_interval
+
+_KINDS = 100
+"""Kinds of question that are scored apart: the rest would fill every table and log."""
 
 
 class Answered(NamedTuple):
@@ -33,6 +36,8 @@ class Answered(NamedTuple):
     """How many tokens that is."""
     source: str = ""
     """Name of the source, where the run reads several."""
+    kind: str = ""
+    """Kind of question, where the run reads it."""
 
 
 class TextScore(ABC):
@@ -42,6 +47,9 @@ class TextScore(ABC):
     """Whether it scores how likely the right answers are, not what was said; evaluation then runs the model
     once more."""
 
+    of_references: ClassVar[bool] = True
+    """Whether it scores only what has references."""
+
     @abstractmethod
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
         """Numbers by name; of the main one an interval too, as `<name>_low` and `<name>_high`.
@@ -49,6 +57,10 @@ class TextScore(ABC):
         Args:
             answers: At least one, in the order of their places; those that have references, or losses.
         """
+
+    def takes(self, answer: Answered) -> bool:
+        """Whether an answer is one of those that it scores."""
+        return answer.tokens > 0 if self.of_losses else bool(answer.references) or not self.of_references
 
     def normal(self, text: str) -> str:
         """What is compared of an answer: texts of one normal form are the same answer."""
@@ -87,19 +99,27 @@ class TextMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """All scores of what has references, and of what has losses. Every rank must call it.
 
-        Where there are several sources, `<name>@<source>` is what an evaluation of that source alone gives.
+        Where there are several sources, `<name>@<source>` is what an evaluation of that source alone gives;
+        `<name>@<kind>` likewise, for the 100 commonest kinds that are not called like a source.
         """
         answers = self.answered()
         found = self._scores(answers)
-        for source in sorted({one.source for one in answers} - {""}):
-            scores = self._scores([one for one in answers if one.source == source])
-            found |= {f"{name}@{source}": value for name, value in scores.items()}
+        sources = {one.source for one in answers} | {""}
+        kinds = Counter(one.kind for one in answers if one.kind not in sources).most_common(_KINDS)
+        shown = {kind for kind, _ in kinds}
+        parts: dict[str, list[Answered]] = defaultdict(list)
+        for one in answers:
+            parts[one.source].append(one)
+            if one.kind in shown:
+                parts[one.kind].append(one)
+        for part in sorted(parts.keys() - {""}):
+            found |= {f"{name}@{part}": value for name, value in self._scores(parts[part]).items()}
         return found
 
     def _scores(self, answers: Sequence[Answered]) -> dict[str, float]:
         found: dict[str, float] = {}
         for score in self.scores:
-            scored = [one for one in answers if (one.tokens > 0 if score.of_losses else one.references)]
+            scored = [one for one in answers if score.takes(one)]
             if scored:
                 found |= score(scored)
         return found
@@ -150,12 +170,37 @@ class AnswerScores(TextScore):
         return with_interval("exact_match", exact, answers) | {"token_f1": sum(f1) / len(f1)}
 
 
+def same_letters(prediction: str, reference: str) -> float:
+    """1 where both are the same but for spaces: choices can differ in a comma or a capital (ScienceQA)."""
+    return float(prediction.split() == reference.split())
+
+
+class ChoiceScores(TextScore):
+    """Accuracy where the answer is one of several choices, compared letter by letter."""
+
+    def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
+        """`accuracy` with its interval."""
+        right = [max(same_letters(one.prediction, known) for known in one.references) for one in answers]
+        return with_interval("accuracy", right, answers)
+
+    def normal(self, text: str) -> str:
+        """The text without spare spaces."""
+        return " ".join(text.split())
+
+
 class StatementScores(TextScore):
-    """Accuracy of judgements, and how many hold in every arrangement of a scene (NLVR: Suhr et al. 2017)."""
+    """Accuracy of judgements, and how many hold in every arrangement of a scene (NLVR: Suhr et al. 2017).
+
+    Args:
+        letters: Compare letter by letter, as :class:`ChoiceScores`, not as SQuAD does.
+    """
+
+    def __init__(self, *, letters: bool = False) -> None:
+        self.same = same_letters if letters else exact_match
 
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
         """`accuracy` and `consistency` (the share of groups that are right throughout), with intervals."""
-        right = [max(exact_match(one.prediction, known) for known in one.references) for one in answers]
+        right = [max(self.same(one.prediction, known) for known in one.references) for one in answers]
         of_group: dict[str, float] = {}
         for one, value in zip(answers, right, strict=True):
             of_group[one.group] = min(value, of_group.get(one.group, 1.0))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -14,6 +14,13 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from mmlab.batch import NOBODY, Batch
 from mmlab.models.multimodal_lm import MultimodalLM, Said
+
+# Settings that do nothing: what is not given transformers takes from the model's own generation config, and
+# then from its own defaults, such as a `top_k` of 50.
+_PLAIN: Mapping[str, Any] = {"min_length": 0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+_DRAWN: Mapping[str, Any] = {
+    "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
 
 
 class Spoken(NamedTuple):
@@ -115,7 +122,7 @@ class Decoding(Answering):
         padding = own.pad_token_id
         if padding is None and stops:
             padding = stops[0]
-        drawn = {"temperature": self.temperature, "top_p": self.top_p} if self.sample else {}
+        drawn = {**_DRAWN, "temperature": self.temperature, "top_p": self.top_p} if self.sample else {}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
@@ -124,6 +131,7 @@ class Decoding(Answering):
             bos_token_id=own.bos_token_id,
             eos_token_id=stops or None,
             pad_token_id=padding,
+            **_PLAIN,
             **drawn,
         )
 

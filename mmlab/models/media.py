@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -68,6 +70,7 @@ class MediaTower(nn.Module):
         hidden: int | None = None,
         resampler: Resampler | None = None,
         dropout: float = 0.0,
+        full_precision: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -77,6 +80,8 @@ class MediaTower(nn.Module):
             hidden: Width of the projection's hidden layer (LLaVA-1.5: Liu et al. 2023); None: it is linear.
             resampler: Makes a fixed number of tokens of the encoder's; None keeps them all.
             dropout: Probability on what the projection reads.
+            full_precision: Compute the tower in float32 where the run is in mixed precision. A small trained
+                convolutional encoder in bfloat16 can lose the most of its gradient to rounding.
 
         Raises:
             ValueError: A resampler for tokens of another size.
@@ -90,6 +95,7 @@ class MediaTower(nn.Module):
         self.encoder = encoder
         self.dim = dim
         self.resampler = resampler
+        self.full_precision = full_precision
         layers: list[nn.Module] = [nn.LayerNorm(encoder.dim), nn.Dropout(dropout)]
         if hidden is not None:
             layers += [nn.Linear(encoder.dim, hidden), nn.GELU()]
@@ -104,7 +110,9 @@ class MediaTower(nn.Module):
 
     def forward(self, inputs: Input) -> Encoded:
         """Tokens of every row."""
-        encoded = self.encoder(inputs)
-        if self.resampler is not None:
-            encoded = self.resampler(encoded)
-        return Encoded(self.norm(self.projection(encoded.tokens)), encoded.mask)
+        whole = torch.autocast(inputs.data.device.type, enabled=False)
+        with whole if self.full_precision else nullcontext():
+            encoded = self.encoder(inputs)
+            if self.resampler is not None:
+                encoded = self.resampler(encoded)
+            return Encoded(self.norm(self.projection(encoded.tokens)), encoded.mask)

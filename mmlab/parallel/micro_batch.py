@@ -85,6 +85,7 @@ def split(batch: Batch, samples: int) -> Iterator[Batch]:
             skips=(),
             source=None if batch.source is None else batch.source[chosen],
             references=batch.references[chosen],
+            kinds=batch.kinds[chosen],
             **rows,
         )
 

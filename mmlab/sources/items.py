@@ -92,7 +92,7 @@ def write_items(
             keys.add(key)
             counts.update({"samples": 1, "media": len(media)})
             counts.update({what: len(item.about[what]) for what in _COUNTED if what in item.about})
-            yield {"__key__": key, **media, "json": json.dumps(item.about, ensure_ascii=False).encode()}
+            yield {"__key__": key, **media, "json": _utf8(json.dumps(item.about, ensure_ascii=False))}
 
     with progress(f"writing {split}", total=len(items), in_bytes=False) as show:
         written = samples(show)
@@ -147,4 +147,9 @@ def _plain(key: str) -> str:
 
 
 def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(_utf8(text)).digest()
+
+
+def _utf8(text: str) -> bytes:
+    """Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, becomes a question mark."""
+    return text.encode("utf-8", "replace")

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_PHOTOS = ("JPEG", "MPO")
+"""What Pillow calls JPEGs; of the several pictures in an MPO, as phones write them, the first is meant."""
 _READ = (*_KEPT, "GIF", "BMP")
 """Formats: others bring readers that run programs, or are no pictures on the web."""
 _QUALITY = 90
@@ -45,7 +47,7 @@ def reduce_picture(data: bytes, max_side: int | None) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=_READ) as image:
             # Orientations of EXIF from 5 on exchange width and height; readers heed it in JPEGs only.
-            turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+            turned = image.format in _PHOTOS and image.getexif().get(0x0112, 1) >= 5
             size = (image.height, image.width) if turned else image.size
             fits = max_side is None or max(size) <= max_side
             if fits and image.format in _KEPT:
@@ -59,7 +61,7 @@ def reduce_picture(data: bytes, max_side: int | None) -> Picture:
 def _encode(image: Image.Image, scale: float) -> tuple[bytes, str]:
     """The picture at a scale, upright, and its extension."""
     wanted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    as_jpeg = image.format == "JPEG"
+    as_jpeg = image.format in _PHOTOS
     if as_jpeg:
         # A JPEG is decoded at a fraction of its size where that leaves twice what is wanted.
         image.draft("RGB", (2 * wanted[0], 2 * wanted[1]))

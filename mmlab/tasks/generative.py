@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ def beside(answer: Answer, batch: Batch) -> Answered:
         group=str(int(batch.group[answer.sample])),
         whole=answer.whole,
         source=batch.source_of(answer.sample),
+        kind=batch.kind_of(answer.sample),
     )
 
 
@@ -79,8 +81,8 @@ class GenerativeTask(BaseTask):
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.objective = TokenCrossEntropy() if objective is None else objective
-        self.scores = self.usual_scores() if scores is None else scores
         self.decoding = Decoding() if decoding is None else decoding
+        self.scores = self.usual_scores() if scores is None else scores
         self.answer_after = answer_after
         self._check_settings()
 
@@ -99,7 +101,7 @@ class GenerativeTask(BaseTask):
 
         Raises:
             ValueError: They bring choices and it does not choose, or the reverse; their tokenizer is that of
-                another language model.
+                another language model; they do not name what the model has a tower for.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for reader in getattr(data, "readers", ()):  # other data show themselves at the first batch
@@ -107,6 +109,16 @@ class GenerativeTask(BaseTask):
                 self.decoding.check(choices=getattr(reader, "choices", None) is not None)
                 self._check_tokenizer(getattr(reader, "tokenizer", None))
                 self.model.language.ends = tuple(getattr(reader, "ends", ()))
+                if hasattr(reader, "named_media"):
+                    self._check_media(reader.named_media())
+
+    def _check_media(self, named: Collection[Modality]) -> None:
+        for modality, _ in self.model.towers():
+            if modality not in named:
+                raise ValueError(
+                    f"the model has a tower for {modality}, but no prompt names <{modality}>: add it to a "
+                    f"prompt in data.text, or remove the tower `{modality}`"
+                )
 
     def _check_tokenizer(self, tokenizer: str | None) -> None:
         language = self.model.language
@@ -118,7 +130,7 @@ class GenerativeTask(BaseTask):
 
     @abstractmethod
     def usual_scores(self) -> list[TextScore]:
-        """What answers of this task are measured by."""
+        """What answers of this task are measured by, given `decoding`."""
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The loss of the answers' tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmlab.metrics.text import AnswerScores, TextScore
+from mmlab.metrics.text import AnswerScores, ChoiceScores, TextScore
 from mmlab.tasks.generative import GenerativeTask
 
 
@@ -10,5 +10,5 @@ class QuestionAnsweringTask(GenerativeTask):
     """Trains a language model to answer questions, and compares its answers with the right ones."""
 
     def usual_scores(self) -> list[TextScore]:
-        """Exact match and token F1 over words (SQuAD)."""
-        return [AnswerScores()]
+        """Exact match and token F1 over words (SQuAD); accuracy where the answer is chosen."""
+        return [ChoiceScores() if self.decoding.chooses else AnswerScores()]

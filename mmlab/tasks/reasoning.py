@@ -15,4 +15,4 @@ class ReasoningTask(GenerativeTask):
 
     def usual_scores(self) -> list[TextScore]:
         """Accuracy, and the share of groups that are judged rightly throughout."""
-        return [StatementScores()]
+        return [StatementScores(letters=self.decoding.chooses)]

@@ -90,6 +90,17 @@ def test_where_nothing_stands_behind_an_answer_the_end_of_text_ends_it(
     assert said == ["a0<|start|>", "a1<|end|>"]
 
 
+def test_a_template_that_refuses_a_conversation_is_named(tmp_path: Path) -> None:
+    """Gemma's knows no system."""
+    tokenizer = tiny_tokenizer()
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = no_system + TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    assert ChatFormat(str(tmp_path)).encode(TURNS).ids
+    with pytest.raises(ValueError, match=r"refuses .* \(no system\): leave data\.text\.system out"):
+        ChatFormat(str(tmp_path), system="Be brief.").encode(TURNS)
+
+
 def test_a_template_that_ends_no_answer_is_refused(make: Callable[[str], ChatFormat]) -> None:
     with pytest.raises(ValueError, match=r"puts '\.\\n' behind an answer, .* whose template has <\|end\|>"):
         make(TEMPLATE.replace("<|end|>\n", ".\n"))

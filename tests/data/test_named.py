@@ -107,6 +107,13 @@ def test_references_are_looked_for_where_answers_are_compared(build: Callable[..
     )
 
 
+def test_kinds_are_looked_for_where_answers_are_compared(build: Callable[..., ShardData]) -> None:
+    build(ASKED, kind_by="json.answer").setup("fit")
+    assert "json.kind, named in data.loading.kind_by" in refusal(build(ASKED, kind_by="json.kind"))
+    with pytest.raises(ValueError, match=r"kind_by: each\.answer needs turns"):
+        build(ASKED, kind_by="each.answer")
+
+
 def test_groups_and_choices(build: Callable[..., ShardData]) -> None:
     build(ASKED, group_by="json.group", choices="json.choices").setup("fit")
     assert "json.grp, named in data.loading.group_by" in refusal(build(ASKED, group_by="json.grp"))

@@ -95,6 +95,20 @@ def test_a_conversation_without_a_picture_gets_the_opening_without_one(
             assert markers(reader.read(sample(*names, turns=turns), rng)) == wanted
 
 
+def test_evaluation_asks_what_has_an_answer(make: Callable[..., PromptReader]) -> None:
+    """The first prompt asks of any sample, but not every sample answers it."""
+    described = Prompt("<image>Describe it.", "{json.caption}")
+    reader = make(described, SEEN)
+    assert reader.questions(sample("jpg")) == ["Which?"]
+    (row,) = reader.read(sample("jpg"), None)
+    assert bool(row[:, 1].any())  # and the answer is there
+    assert reader.questions(sample("jpg", caption="a cat")) == ["Describe it."]
+    unanswered = {"jpg": b"", "json": b'{"question": "Which?"}'}
+    assert reader.questions(unanswered) == ["Describe it."]
+    # What has no picture cannot be asked about one, answered or not.
+    assert make(TOLD, described).questions(sample("jpg", answer=None)) == ["Describe it."]
+
+
 def test_a_reader_that_knows_of_no_others_offers_all(folder: str) -> None:
     reader = PromptReader(folder, prompts=[SEEN, TOLD])
     assert {markers(reader.read(sample(), Random(seed))) for seed in range(12)} == {0, 1}

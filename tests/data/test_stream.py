@@ -28,6 +28,7 @@ from mmlab.data.shards import ShardSet, write_shards
 from mmlab.data.signal import SignalReader
 from mmlab.data.stream import Stream, stable_hash
 from mmlab.data.text import TextReader
+from mmlab.parallel.micro_batch import split
 
 
 class Words(TextReader):
@@ -281,6 +282,21 @@ def test_references_and_groups_may_be_of_the_turn_that_is_asked(tmp_path: Path, 
     first, second, third, alone = batch.group.tolist()
     assert first == third
     assert len({first, second, alone}) == 3
+
+
+def test_kinds_are_read_where_the_run_names_them(tmp_path: Path) -> None:
+    members = [b'{"kind": "yes/no"}', b'{"kind": [3, 4]}', b"{}", b"broken"]
+    samples = [sample(number, json=content) for number, content in enumerate(members)]
+    shards = ShardSet(write_shards(samples, tmp_path, "x"))
+    order = EvaluationOrder(shards.counts, batch_size=4)
+    batch = Stream(shards, order, READERS, seed=None, group_by="key", kind_by="json.kind").batch(0)
+    assert batch.kinds == ("yes-no", "3", "", "")
+    assert [(skip.key, skip.reason) for skip in batch.skips] == [("0003", "kind: invalid JSON")]
+    chosen = batch.select(torch.tensor([2, 0]))
+    assert [chosen.kind_of(0), chosen.kind_of(1)] == ["", "yes-no"]
+    assert [part.kinds for part in split(batch, 3)] == [("yes-no", "3", ""), ("",)]
+    plain = Stream(shards, order, READERS, seed=None, group_by="key").batch(0)
+    assert (plain.kinds, plain.kind_of(0)) == ((), "")
 
 
 def test_broken_samples_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -289,6 +289,17 @@ class TestConfigs:
         assert printed["name"] == written["name"]
         assert printed["model"]["class_path"] == written["model"]["class_path"]
 
+    def test_a_number_of_batches_stays_one(self, shell: Shell) -> None:
+        """Not 1.0, which is all of them."""
+        limits = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
+        words = [word for limit in limits for word in (f"--trainer.{limit}", "1")]
+        answer = shell(
+            "fit", "--config", str(SMOKE), *words, "--trainer.limit_val_batches", "0.5", "--print_config"
+        )
+        assert answer.status == 0, answer.err
+        printed = yaml.safe_load(answer.out)["trainer"]
+        assert [repr(printed[limit]) for limit in limits] == ["1", "0.5", "1", "1"]
+
     def test_a_tower_can_be_left_out(self, shell: Shell) -> None:
         """With the words that the experiment's first lines give."""
         path = ROOT / "experiments" / "question_answering" / "easy_vqa_classifier.yaml"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmlab.metrics.diversity import DiversityScores, distinct, repeated
-from mmlab.metrics.text import Answered
+from mmlab.metrics.text import Answered, AnswerScores, TextMetrics
 
 
 def score(said: list[str]) -> dict[str, float]:
@@ -42,3 +42,9 @@ def test_shares_are_shares_and_fall_when_all_is_said_again(said: list[list[str]]
         assert 0 <= once <= 1
         assert distinct(said + said, length=length) == pytest.approx(once / 2)
     assert 0 <= repeated(said) <= 1 == repeated(said + said)
+
+
+def test_answers_need_no_references() -> None:
+    metrics = TextMetrics([DiversityScores(), AnswerScores()])
+    metrics.update([Answered(n, f"answer {n}", (), str(n)) for n in range(3)])
+    assert metrics.compute() == {"distinct_1": 4 / 6, "distinct_2": 3 / 6, "mean_words": 2.0, "repeated": 0.0}

@@ -14,6 +14,7 @@ from mmlab.metrics.perplexity import Perplexity
 from mmlab.metrics.text import (
     Answered,
     AnswerScores,
+    ChoiceScores,
     StatementScores,
     TextMetrics,
     exact_match,
@@ -86,12 +87,11 @@ def test_two_ranks_give_the_numbers_of_one(ranks: Any) -> None:
     assert ranks(share, [[], list(range(6))])[0] == whole
 
 
-def test_each_source_has_the_numbers_of_an_evaluation_of_its_own() -> None:
+@pytest.mark.parametrize("part", ["source", "kind"])
+def test_each_source_and_kind_has_the_numbers_of_an_evaluation_of_its_own(part: str) -> None:
     mixed = TextMetrics([AnswerScores(), Perplexity()])
-    mixed.update([
-        Answered(n, SAID[n], RIGHT[n], str(n), loss=LOSS[n], tokens=n, source=("zoo", "town")[n % 2])
-        for n in range(6)
-    ])  # fmt: skip
+    answers = [Answered(n, SAID[n], RIGHT[n], str(n), loss=LOSS[n], tokens=n) for n in range(6)]
+    mixed.update([one._replace(**{part: ("zoo", "town")[one.place % 2]}) for one in answers])
     found = mixed.compute()
     assert {name: value for name, value in found.items() if "@" not in name} == metrics_of(
         list(range(6))
@@ -100,6 +100,51 @@ def test_each_source_has_the_numbers_of_an_evaluation_of_its_own() -> None:
         alone = metrics_of(numbers).compute()
         assert {name: found[f"{name}@{source}"] for name in alone} == alone
         assert len(found) == 3 * len(alone)
+
+
+def test_sources_and_kinds_stand_beside_each_other() -> None:
+    metrics = TextMetrics([AnswerScores()])
+    kinds = [("zoo", "number"), ("zoo", ""), ("town", "number")]
+    metrics.update([
+        Answered(n, "two", (("two", "one", "two")[n],), str(n), source=source, kind=kind)
+        for n, (source, kind) in enumerate(kinds)
+    ])  # fmt: skip
+    found = metrics.compute()
+    parts = {name.partition("@")[2]: value for name, value in found.items() if name.startswith("token_f1")}
+    assert parts == {"": pytest.approx(2 / 3), "zoo": 0.5, "town": 1.0, "number": 1.0}
+
+
+def test_a_kind_that_is_called_like_a_source_is_not_mixed_with_it() -> None:
+    metrics = TextMetrics([AnswerScores()])
+    for place, (source, kind, right) in enumerate([("a", "b", "one"), ("b", "c", "two"), ("b", "", "two")]):
+        metrics.update([Answered(place, "two", (right,), str(place), source=source, kind=kind)])
+    found = metrics.compute()
+    assert (found["exact_match@a"], found["exact_match@b"], found["exact_match@c"]) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("Dear aunt Sue,", "Dear Aunt Sue,"),
+        ("1.5 m", "15 m"),
+        ("-3°C", "3°C"),
+        ("C", "C++"),
+        ("the cat", "cat"),
+    ],
+)
+def test_choices_are_compared_letter_by_letter(said: str, right: str) -> None:
+    answers = [Answered(0, said, (right,), "0"), Answered(1, f" {right} ", ("x", right), "1")]
+    assert ChoiceScores()(answers)["accuracy"] == 0.5
+    assert AnswerScores()(answers)["exact_match"] == 1.0
+    assert StatementScores(letters=True)(answers)["accuracy"] == 0.5
+    assert ChoiceScores().normal(f" {right} ") == right
+
+
+def test_only_the_commonest_kinds_are_scored_apart() -> None:
+    metrics = TextMetrics([AnswerScores()])
+    metrics.update([Answered(n, "two", ("two",), str(n), kind=str(n % 150)) for n in range(150 + 100)])
+    found = {name.partition("@")[2] for name in metrics.compute()} - {""}
+    assert found == {str(n) for n in range(100)}
 
 
 def test_answers_come_in_the_order_of_their_places_and_reset_forgets_them() -> None:

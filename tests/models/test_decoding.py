@@ -222,6 +222,39 @@ def test_an_answer_stops_at_the_end_that_is_trained_and_at_that_of_the_model(
     assert settings.eos_token_id == [own, trained]
 
 
+@torch.no_grad()
+def test_what_the_language_models_own_config_asks_for_is_not_done(folder: Path) -> None:
+    rows = [Row(sample, PROMPTS[sample], CHOICES[sample][0]) for sample in PROMPTS]
+    model, whole = make(folder), make_batch(rows)
+
+    def answers(decoding: Decoding) -> list[list[int]]:
+        torch.manual_seed(3)
+        return [one.ids.tolist() for one in decoding.answer(model, whole)]
+
+    greedy, drawn = Decoding(max_new_tokens=12), Decoding(max_new_tokens=12, sample=True, temperature=3.0)
+    config = model.language.backbone.generation_config
+    assert config is not None
+    config.pad_token_id, config.eos_token_id = 0, None
+    before = answers(greedy), answers(drawn)
+    assert any(len(set(ids)) < len(ids) for ids in before[0])  # which the config would forbid
+    config.no_repeat_ngram_size, config.top_k, config.min_p, config.min_length = 1, 1, 0.9, 12
+    assert (answers(greedy), answers(drawn)) == before
+
+
+@torch.no_grad()
+def test_what_is_drawn_is_the_whole_distribution(folder: Path) -> None:
+    """Not the 50 likeliest, as transformers has it by default."""
+    rows = [Row(2, PROMPTS[2], CHOICES[2][0])]
+    model, whole = make(folder), make_batch(rows)
+    logits = model(whole).logits[0]
+    likeliest = set(logits.topk(50).indices.tolist())
+    assert len(logits) > 100
+    torch.manual_seed(3)
+    decoding = Decoding(max_new_tokens=1, sample=True, temperature=50.0)
+    said = {int(decoding.answer(model, whole)[0].ids[0]) for _ in range(40)}
+    assert said - likeliest
+
+
 def test_choices_and_ways_to_answer_that_do_not_go_together_are_refused(folder: Path) -> None:
     model = make(folder)
     single = [Row(sample, PROMPTS[sample], CHOICES[sample][0]) for sample in PROMPTS]

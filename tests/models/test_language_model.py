@@ -10,7 +10,17 @@ from fetching import fetched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_language import tiny_language
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from mmlab.assets import catalog
 from mmlab.models.decoding import Decoding
@@ -85,6 +95,32 @@ def test_models_whose_samples_would_see_each_other_are_refused(
     monkeypatch.setattr("mmlab.models.language_model.pack", lambda length: pack(length.sum()[None]))
     with pytest.raises(ValueError, match="gives other logits when samples are packed"):
         LanguageModel(str(folder))
+
+
+def test_a_model_that_cannot_run_packed_is_refused_in_a_line(tmp_path: Path) -> None:
+    """Bloom takes no positions."""
+    config = BloomConfig(vocab_size=60, hidden_size=16, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not run with samples packed \(.*\): set packing to false"):
+        LanguageModel(str(tmp_path))
+    model = LanguageModel(str(tmp_path), packing=False).eval()
+    ids = samples(60)
+    wanted = torch.cat([model.backbone(one[None]).logits[0] for one in ids])
+    got = model(model.embed(torch.cat(ids)), torch.tensor(LENGTHS), torch.arange(sum(LENGTHS)))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_media_get_the_size_of_embeddings_as_the_model_reads_them(tmp_path: Path) -> None:
+    """Gemma 3 multiplies its table by the root of its width."""
+    config = Gemma3TextConfig(
+        vocab_size=60, hidden_size=64, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path)
+    model = LanguageModel(str(tmp_path))
+    table = float(model.backbone.get_input_embeddings().weight.detach().square().mean().sqrt())
+    assert model.embedding_scale() == pytest.approx(8 * table, rel=1e-2)
 
 
 def test_learned_positions_start_anew_in_every_sample(tmp_path: Path) -> None:

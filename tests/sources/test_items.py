@@ -23,6 +23,14 @@ def test_keys_that_tars_cannot_hold(tmp_path: Path) -> None:
     assert {"_", "a_b", "a-b"} < set(found)
 
 
+def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path: Path) -> None:
+    items = [Item("half \ud83d", {"text": "half \ud83d"})]
+    with open_release(write_release(tmp_path / "in", {"x": ""})) as files:
+        write_items(items, files, tmp_path / "out", split="train", max_side=None)
+    (members,) = read_shards(tmp_path / "out", "train").values()
+    assert members["json"] == b'{"text": "half ?"}'
+
+
 def test_the_same_items_give_the_same_shards_in_no_order(tmp_path: Path) -> None:
     files = {f"{n}.jpg": picture(n) for n in range(40)}
     items = [Item(f"{n}-{k}", {"n": n}, (f"{n}.jpg",)) for n in range(40) for k in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,19 @@ def test_a_jpeg_that_lies_on_its_side_is_written_upright() -> None:
     assert pixels[-1, :, 0].min() > 215
     assert pixels[:, -1, 1].max() < 60
     assert pixels[:, 0, 1].min() > 195
+
+
+def test_a_jpeg_of_several_pictures_is_its_first(tmp_path: Path) -> None:
+    """As phones write them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "several.jpg"
+    gradient(60, 30).save(path, "MPO", save_all=True, append_images=[gradient(30, 60)], exif=exif)
+    for side in (None, 20):
+        picture = reduce_picture(path.read_bytes(), side)
+        assert (picture.extension, picture.size) == ("jpg", (30, 60))
+        with Image.open(io.BytesIO(picture.data)) as image:
+            assert (image.format, image.size) == ("JPEG", (30, 60) if side is None else (10, 20))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP"])

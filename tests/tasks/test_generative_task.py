@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from mmlab.adaptation.policy import Policy
 from mmlab.callbacks.answers import AnswerPage, AnswerWriter
+from mmlab.data.module import ShardData
 from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.metrics.perplexity import Perplexity
 from mmlab.metrics.text import AnswerScores
@@ -185,3 +186,24 @@ def test_a_tokenizer_of_another_language_model_is_refused_and_a_copy_is_not(
     run(copy)
     with pytest.raises(ValueError, match=r"data\.text\.tokenizer='.*other' has other token ids .*language'"):
         run(other)
+
+
+def test_a_picture_that_no_prompt_names_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = make_data(folder, Prompt("{json.question}", "{json.answer}"))
+    with pytest.raises(ValueError, match=r"a tower for image, but no prompt names <image>: add it"):
+        make_trainer(tmp_path, max_epochs=1).fit(make_task(folder, decoding=BRIEF), data)
+
+
+def test_what_files_cannot_hold_loses_no_answers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a surrogate pair in a field, which JSON can escape."""
+    monkeypatch.setattr(ShardData, "field", lambda self, split, place, field: ["\ud83d"])
+    task = make_task(folder, decoding=BRIEF)
+    monkeypatch.setattr(task.model.language, "decode", lambda ids: "half \ud83d")
+    callbacks = AnswerWriter({"key": "key", "about": "json.about", "answer": "answer"}), AnswerPage(3)
+    make_trainer(tmp_path, *callbacks).predict(task, make_data(folder), return_predictions=False)
+    lines = (tmp_path / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 9
+    assert json.loads(lines[0]) == {"key": "k0", "about": "?", "answer": "half ?"}
+    assert (tmp_path / "answers-predict.html").read_text(encoding="utf-8").count("half ?") == 3
