@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], *, depths: Mapping[str, int] | None = None
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    depths: Mapping[str, int] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Split what is trained by whether weight decay applies, and by depth, in the order given.
+    """Split what is trained by whether weight decay applies, by depth and by part, in the order given.
 
     Biases, the scales and shifts of norms, logit scales and the scales of IA3 are not decayed: all of them
     are vectors, whatever dimensions of size 1 they have besides, or have a name that ends in `bias`. The
@@ -27,41 +30,56 @@ def parameter_groups(
         named_parameters: All that is trained at any time of the run, of a module. What is opened later is
             fixed now, but belongs to the optimizer from the start: it has no gradient and is passed over.
         depths: Depth of each by name, see :func:`scale_rates`; None: all of one depth.
+        rates: Factor of the learning rate of parts; None: one rate for all.
 
     Raises:
-        ValueError: If nothing is trained.
+        ValueError: If nothing is trained, or nothing of a part.
     """
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[int, str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         vector = parameter.numel() == max(parameter.shape, default=1)
         exempt = vector or name.endswith("bias")
-        found.setdefault((0 if depths is None else depths[name], exempt), []).append(parameter)
+        part = _part(name, rates or {})
+        found.setdefault((0 if depths is None else depths[name], part, exempt), []).append(parameter)
+    for part in rates or {}:
+        if not any(of == part for _, of, _ in found):
+            raise ValueError(
+                f"optimization.rates: nothing that is trained belongs to {part!r}: name a part by its path "
+                "in the model, such as image.encoder, or leave it out"
+            )
     if not found:
         raise ValueError(
             "no parameter is trained: every one is frozen; let the adaptation train at least one"
         )
     groups: list[dict[str, Any]] = []
-    for depth, exempt in sorted(found):
+    for depth, part, exempt in sorted(found):
         kind: dict[str, Any] = {"name": "no_decay", "weight_decay": 0.0} if exempt else {"name": "decay"}
-        groups.append(kind | {"params": found[depth, exempt]})
+        groups.append(kind | {"params": found[depth, part, exempt]})
+        if part:
+            groups[-1] |= {"name": f"{groups[-1]['name']}_{part}", "rate": (rates or {})[part]}
         if depths is not None:
-            groups[-1] |= {"name": f"{kind['name']}_{depth}", "depth": depth}
+            groups[-1] |= {"name": f"{groups[-1]['name']}_{depth}", "depth": depth}
     return groups
 
 
+def _part(name: str, parts: Iterable[str]) -> str:
+    """The longest of the parts that a parameter belongs to; empty where it is in none."""
+    return max((part for part in parts if f".{part}." in f".{name}."), key=len, default="")
+
+
 def scale_rates(optimizer: Optimizer, layer_decay: float) -> None:
-    """Multiply the learning rate of each group by `layer_decay ** depth`.
+    """Multiply the learning rate of each group by `layer_decay ** depth`, and by the factor of its part.
 
     So what lies near the input, which is most general, moves least (Clark et al. 2020, arXiv:2003.10555,
     section 3.1; BEiT: Bao et al. 2022, arXiv:2106.08254). Both count one more for each block than
     :func:`mmlab.models.depth.network_depths` does: here the top block moves as fast as what follows it.
 
     Args:
-        optimizer: Over groups that :func:`parameter_groups` made by depth, before a schedule reads its rates.
+        optimizer: Over groups that :func:`parameter_groups` made, before a schedule reads its rates.
         layer_decay: In (0, 1].
     """
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * layer_decay ** group["depth"]
+        group["lr"] = group["lr"] * layer_decay ** group.get("depth", 0) * group.get("rate", 1.0)
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -136,10 +154,17 @@ class Optimization:
     layer_decay: float = 1.0
     """Factor of the learning rate from each block of an encoder to the one below it; 1: one rate for all.
     Between 0.65 and 0.9 is usual where pretrained encoders are trained whole."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factor of the learning rate by part of the model, as `{image.encoder: 0.1}`: what is pretrained and
+    trained whole wants a tenth of what new parts and LoRA do."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: it is a factor above 0, at most 1")
+        if any(not rate > 0 for rate in self.rates.values()):
+            raise ValueError(
+                f"rates={dict(self.rates)}: they are factors above 0; freeze what shall not move"
+            )
 
     def build_optimizer(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, depths: Mapping[str, int] | None = None
@@ -153,9 +178,10 @@ class Optimization:
         """
         layered = self.layer_decay < 1
         assert depths is not None or not layered, "layer_decay without depths"
-        optimizer = self.optimizer(parameter_groups(named_parameters, depths=depths if layered else None))
-        if layered:
-            scale_rates(optimizer, self.layer_decay)
+        optimizer = self.optimizer(
+            parameter_groups(named_parameters, depths=depths if layered else None, rates=self.rates)
+        )
+        scale_rates(optimizer, self.layer_decay)
         return optimizer
 
     def build_schedule(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:

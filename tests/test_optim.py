@@ -111,6 +111,38 @@ def test_without_layer_decay_there_are_two_groups_whatever_the_depths() -> None:
     assert [group["name"] for group in deep.param_groups] == ["decay", "no_decay"]
 
 
+@pytest.mark.parametrize("depths", [None, DEPTHS])
+def test_parts_have_rates_of_their_own(depths: dict[str, int] | None) -> None:
+    model = Small()
+    rates = {"norm": 0.5, "linear": 0.1, "other": 9.0, "objective": 2.0}
+    decay = 1.0 if depths is None else 0.5
+    optimization = Optimization(partial(torch.optim.AdamW, lr=0.1), layer_decay=decay, rates=rates)
+    with pytest.raises(ValueError, match=r"nothing that is trained belongs to 'other'"):
+        optimization.build_optimizer(model.named_parameters(), depths=depths)
+    rates.pop("other")
+    built = optimization.build_optimizer(model.named_parameters(), depths=depths)
+    factor = {"norm.weight": 0.5, "norm.bias": 0.5, "linear.weight": 0.1, "linear.bias": 0.1}
+    factor["objective.log_scale"] = 2.0
+    seen = set()
+    for group in built.param_groups:
+        for name in names(model, group):
+            seen.add(name)
+            assert group["lr"] == pytest.approx(0.1 * factor.get(name, 1.0) * decay ** DEPTHS[name])
+            assert (group["weight_decay"] > 0) == (name in ("embed.weight", "linear.weight"))
+    assert seen == set(DEPTHS)
+    assert len({group["name"] for group in built.param_groups}) == len(built.param_groups)
+
+
+def test_the_longest_part_counts_and_no_rate_is_0() -> None:
+    model = nn.ModuleDict({"image": nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})})
+    optimization = Optimization(partial(torch.optim.SGD, lr=1.0), rates={"image.encoder": 0.1, "image": 0.5})
+    named = [(f"model.{name}", parameter) for name, parameter in model.named_parameters()]
+    rates = {group["rate"] for group in optimization.build_optimizer(named).param_groups}
+    assert rates == {0.1, 0.5}
+    with pytest.raises(ValueError, match=r"above 0; freeze what shall not move"):
+        Optimization(torch.optim.SGD, rates={"image": 0.0})
+
+
 @pytest.mark.parametrize("factor", [0.0, 1.1, -0.5])
 def test_an_impossible_layer_decay_is_refused(factor: float) -> None:
     with pytest.raises(ValueError, match=f"layer_decay={factor}"):

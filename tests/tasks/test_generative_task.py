@@ -200,7 +200,7 @@ def test_what_files_cannot_hold_loses_no_answers(
     """Half of a surrogate pair in a field, which JSON can escape."""
     monkeypatch.setattr(ShardData, "field", lambda self, split, place, field: ["\ud83d"])
     task = make_task(folder, decoding=BRIEF)
-    monkeypatch.setattr(task.model.language, "decode", lambda ids: "half \ud83d")
+    monkeypatch.setattr(LanguageModel, "decode", lambda self, ids: "half \ud83d")
     callbacks = AnswerWriter({"key": "key", "about": "json.about", "answer": "answer"}), AnswerPage(3)
     make_trainer(tmp_path, *callbacks).predict(task, make_data(folder), return_predictions=False)
     lines = (tmp_path / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
