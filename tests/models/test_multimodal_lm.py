@@ -184,6 +184,20 @@ def test_a_batch_without_an_answer_gives_no_loss_and_every_gradient(
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_a_tower_in_full_precision_computes_as_without_autocast() -> None:
+    torch.manual_seed(0)
+    whole, mixed = (MediaTower(Pixels(), dim=DIM, hidden=16, full_precision=full) for full in (True, False))
+    mixed.load_state_dict(whole.state_dict())
+    pictures = [torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8) for _ in range(3)]
+    given = inputs(pictures, [0, 1, 2], 3, sized=False)
+    wanted = whole(given).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rounded = whole(given).tokens, mixed(given).tokens
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16  # the rest is mixed as before
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert not torch.equal(rounded, wanted)
+
+
 def test_a_resampler_gives_as_many_tokens_as_it_has_queries(folder: Path, mixed: Batch) -> None:
     tower = MediaTower(Pixels(), dim=DIM, hidden=16, resampler=Resampler(12, queries=3, num_heads=2))
     assert mixed.image is not None
