@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmlab.commands.action import ActionParser
+from mmlab.data.source import Source
 from mmlab.sources import catalog
 
 
@@ -31,7 +35,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--from", dest="from_file", type=Path, metavar="PATH", help="the released file or folder, if at hand"
     )
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the cache")
-    prepare.set_defaults(run=_prepare)
+    prepare.epilog = (
+        "Settings of the data set follow as --key value (--val 500 --max_side 256): those that stand below "
+        "data.source.init_args in a config. A key that it does not have shows which there are."
+    )
+    prepare.set_defaults(run=_prepare, words=[])
     _add_features(actions)
 
 
@@ -95,5 +103,23 @@ def _prepare(arguments: argparse.Namespace) -> int:
         if key not in taken:
             option = {"from_file": "--from", "out": "--out"}[key]
             raise ValueError(f"data set {arguments.name!r} takes no {option}: it is made on this machine")
-    print(source(**given).prepare())
+    print(source(**given, **_settings(source, arguments.name, arguments.words)).prepare())
     return 0
+
+
+def _settings(source: type[Source], name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Settings of a data set from the command line, as a config has them.
+
+    Raises:
+        ValueError: It has no such setting, or the value is none.
+    """
+    from jsonargparse import ArgumentParser  # other actions need not wait for it
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    place = {"from_file", "out"} & inspect.signature(source).parameters.keys()
+    known = parser.add_class_arguments(source, skip=place)
+    try:
+        return dict(vars(parser.parse_args(list(words))))
+    except ArgumentError as error:
+        options = ", ".join(f"--{key}" for key in known) or "none"
+        raise ValueError(f"{error}; settings of {name}: {options}") from error

@@ -15,15 +15,17 @@ from mmlab.sources.released import Contents, Released
 from mmlab.sources.split import TRAIN
 
 _KARPATHY = "dataset_coco.json"
+_ZIPPED = "coco/dataset.json"
+"""The same, as it lies in Karpathy's archive of this set."""
 
 
 class Coco(Released):
     """Photographs with five English captions each (COCO Captions, Chen et al. 2015).
 
     A sample is a photograph (`jpg`): `json` has `captions`, `image_id` (as in the release and in result
-    files). Where the release has `dataset_coco.json`, the splits are Karpathy's, restval in train; else train
-    is the official one, 2017 or 2014, without the photographs held out for val, and test is the official val,
-    as the official test has no captions.
+    files). Where the release has `dataset_coco.json` (or `coco/dataset.json`), the splits are Karpathy's,
+    restval in train; else train is the official one, 2017 or 2014, without the photographs held out for val,
+    and test is the official val, as the official test has no captions.
     """
 
     name = "coco"
@@ -55,7 +57,7 @@ class Coco(Released):
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
         """Karpathy's file, or the captions of train and val."""
-        if (name := files.find(_KARPATHY)) is not None:
+        if (name := files.find(_KARPATHY) or files.find(_ZIPPED)) is not None:
             return {_KARPATHY: name}
         years = ("2017", "2014")
         year = next((year for year in years if files.find(f"captions_train{year}.json")), years[0])

@@ -67,7 +67,8 @@ class Conversations(Released):
             raise self.refusal(files, "a JSON file")
         if len(found) > 1:
             raise ValueError(
-                f"{files.path} has {len(found)} JSON files, {', '.join(found[:5])}: say which one in `file`."
+                f"{files.path} has {len(found)} JSON files, {', '.join(found[:5])}: say which one "
+                "(--file NAME, in a config data.source.init_args.file)."
             )
         return {"conversations": found[0]}
 

@@ -23,7 +23,7 @@ from mmlab.assets.fetch import CHUNK
 
 MEDIA = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ogg", ".wav", ".flac", ".mp3")
 """Endings of pictures and sounds."""
-_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+_PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 _MEDIUM_LIMIT = 256 * 2**20
 _TEXT_LIMIT = 4 * 2**30
 """Larger files, in bytes, are refused: an archive may announce any size."""
@@ -110,7 +110,9 @@ class ReleasedFiles(ABC):
         """
         text = self.text(name)
         with self.naming(name):
-            return reading(json.loads(text))
+            content = json.loads(text)
+            del text  # a gigabyte, of the largest
+            return reading(content)
 
     def lines(self, name: str) -> list[str]:
         """The lines of a text file, blank ones too, but for those at its end.
@@ -148,11 +150,12 @@ class ReleasedFiles(ABC):
             raise ValueError(f"{place} in {self.path} is not as released: {what}.") from error
 
     def digest(self, names: Iterable[str]) -> str:
-        """Twelve hexadecimal digits that differ where some files or the number of media do."""
+        """Twelve hexadecimal digits that differ where some files, or number and size of the media do."""
         summed = hashlib.sha256()
         for name in sorted(names):
             summed.update(hashlib.sha256(self.read(name)).digest())
-        summed.update(b"%d" % sum(name.lower().endswith(MEDIA) for name in self.names))
+        media = [name for name in self.names if name.lower().endswith(MEDIA)]
+        summed.update(b"%d %d" % (len(media), sum(map(self.size, media))))
         return summed.hexdigest()[:12]
 
     def describe(self) -> str:
@@ -161,7 +164,7 @@ class ReleasedFiles(ABC):
             return "it is empty"
         shown = sorted({name.split("/")[0] + "/" * ("/" in name) for name in self.names})
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        packed = any(name.lower().endswith(_PACKED) for name in shown)
+        packed = any(name.lower().endswith(_PACKED) for name in self.names)
         return f"it holds {', '.join(shown[:_SHOWN])}{more}" + "; unpack the archives in it" * packed
 
 

@@ -42,7 +42,8 @@ class Flickr(Released):
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
         """Karpathy's file, or the captions and the lists of photographs."""
-        if (name := files.find(self.karpathy)) is not None:
+        # The second is what Karpathy's archive of the set holds.
+        if (name := files.find(self.karpathy) or files.find(f"{self.name}/dataset.json")) is not None:
             return {_KARPATHY: name}
         return self.require(files, {_CAPTIONS: self.tokens, **dict(zip(_SPLITS, self.lists, strict=True))})
 

@@ -19,6 +19,8 @@ from mmlab.data.shards import write_shards
 from mmlab.sources.files import ReleasedFiles
 from mmlab.sources.picture import reduce_picture
 
+MISSING, BROKEN = "file missing", "file broken"
+"""Why an item becomes no sample."""
 _SOUNDS = ("ogg", "wav", "flac", "mp3")
 _COUNTED = ("captions", "questions", "turns")
 """Lists in samples of which the elements are counted."""
@@ -106,7 +108,7 @@ def _load(files: ReleasedFiles, max_side: int | None, end: str) -> _Medium | str
     """A picture or sound, or why there is none."""
     name = files.find(end)
     if name is None:
-        return "file missing"
+        return MISSING
     try:
         data = files.read(name)
         extension = name.rpartition(".")[2].lower()
@@ -114,7 +116,7 @@ def _load(files: ReleasedFiles, max_side: int | None, end: str) -> _Medium | str
             return _Medium(extension, data)
         picture = reduce_picture(data, max_side)
     except ValueError:
-        return "file broken"
+        return BROKEN
     return _Medium(picture.extension, picture.data)
 
 

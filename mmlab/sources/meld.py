@@ -47,7 +47,7 @@ class Meld(Released):
     name = "meld"
     release = (
         "The release is the repository declare-lab/MELD on GitHub, folder data/MELD: train_sent_emo.csv, "
-        "dev_sent_emo.csv and test_sent_emo.csv."
+        "dev_sent_emo.csv and test_sent_emo.csv; or MELD.Raw.tar.gz, unpacked, with the train.tar.gz in it."
     )
     licence = "GPL-3.0; the text is dialogue of the television series Friends"
 

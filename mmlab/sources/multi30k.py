@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmlab.sources.coco import coco_picture
 from mmlab.sources.files import ReleasedFiles
 from mmlab.sources.items import Item
 from mmlab.sources.released import Contents, Released
@@ -22,7 +23,8 @@ class Multi30k(Released):
     name = "multi30k"
     release = (
         "The release is the repository multi30k/dataset on GitHub, folder data/task1 (raw/ and image_splits/)"
-        ", with Flickr30k's photographs, or COCO's for some test sets, unpacked into the same folder."
+        ", with Flickr30k's photographs unpacked into the same folder; for other test sets than that of 2016 "
+        "also theirs (test_2017-flickr-images.gz, test_2018-flickr-images.gz) or COCO's of val2014."
     )
     licence = "CC BY-NC-SA 4.0; photographs under the terms of their Flickr pages"
 
@@ -85,12 +87,13 @@ class Multi30k(Released):
             for number, name in enumerate(names):
                 said = {language: [lines[number].strip()] for language, lines in captions.items()}
                 if all(caption for (caption,) in said.values()):
-                    splits[split].append(_item(name, said))
+                    splits[split].append(_item(files, name, said))
                 else:
                     left_out["photographs with an empty caption"] += 1
         return Contents(splits, left_out)
 
 
-def _item(name: str, captions: Mapping[str, Sequence[str]]) -> Item:
+def _item(files: ReleasedFiles, name: str, captions: Mapping[str, Sequence[str]]) -> Item:
     stem = name.removesuffix(".jpg")
-    return Item(key=stem, about={"captions": dict(captions), "image_id": stem}, media=(f"{stem}.jpg",))
+    about = {"captions": dict(captions), "image_id": stem}
+    return Item(key=stem, about=about, media=(coco_picture(files, f"{stem}.jpg"),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmlab.sources.files import ReleasedFiles
@@ -53,7 +53,7 @@ class Nlvr(Released):
     def __init__(
         self,
         *,
-        train: str = "test",
+        train: str | None = None,
         test: str = "dev",
         val: int = 25,
         drawings: int = 6,
@@ -63,8 +63,8 @@ class Nlvr(Released):
         """Settings.
 
         Args:
-            train: The released split to train on: `train`, where the release has its JSON file and pictures,
-                `dev` or `test`.
+            train: The released split to train on: `train`, `dev` or `test`; None: `train` where the release
+                has it, else `test`.
             test: The released split to test on.
             val: Number of statements that are held out of `train`, with all scenes.
             drawings: Of each scene at most, 1 to 6.
@@ -84,14 +84,16 @@ class Nlvr(Released):
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
         """The statements of the two released splits."""
-        parts = {TRAIN: self.train, "test": self.test}
+        there = "train" if files.find("train/train.json") or not files.find("test/test.json") else "test"
+        parts = {TRAIN: self.train or there, "test": self.test}
         return self.require(files, {role: f"{part}/{part}.json" for role, part in parts.items()})
 
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """A line of the files is a statement with its scene."""
         read = {role: files.parse_lines(name, _statement) for role, name in annotations.items()}
         splits = {**self._hold_out(read[TRAIN]), "test": read["test"]}
-        released = {TRAIN: self.train, "val": self.train, "test": self.test}
+        train = PurePosixPath(annotations[TRAIN]).stem
+        released = {TRAIN: train, "val": train, "test": self.test}
         return Contents(
             {
                 name: [item for said in statements for item in self._items(files, released[name], said)]

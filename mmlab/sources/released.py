@@ -10,8 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from mmlab.data.source import Source
 from mmlab.sources.files import ReleasedFiles, open_release
-from mmlab.sources.items import Item, write_items
+from mmlab.sources.items import BROKEN, MISSING, Item, write_items
 from mmlab.sources.prepared import Prepared
+
+_LOST = 0.5
+"""Share of a split's samples that may lack their media: some sets are partly gone from where they were."""
 
 
 class Contents(NamedTuple):
@@ -126,7 +129,9 @@ class Released(Source):
             FetchError: The release cannot be fetched, or the disk is full.
             ValueError: There is no release, it is another one or broken, or `out` holds something else.
         """
-        if self.from_file is None and (folder := self._prepared.find(None)):
+        # What has been prepared needs its release no longer.
+        gone = self.from_file is None or not self.from_file.exists()
+        if gone and (folder := self._prepared.find(None)):
             return folder
         with open_release(self.fetch() if self.from_file is None else self.from_file) as files:
             annotations = self.annotations(files)
@@ -149,13 +154,24 @@ class Released(Source):
                 splits[name] = {**written.counts, "left_out": dict(written.left_out)}
                 for reason, number in written.left_out.items():
                     print(f"left out of {name}: {number} of {len(items)}: {reason}", file=sys.stderr)
+                self._check_lost(files, name, items, written.left_out)
         for reason, number in contents.left_out.items():
             print(f"left out: {number}: {reason}", file=sys.stderr)
-        if not any("samples" in counts for counts in splits.values()):
-            wanted = [end for items in contents.splits.values() for item in items for end in item.media]
-            lack = f"no {wanted[0]} that can be read, for one" if wanted else "no sample"
-            raise ValueError(f"{files.path} has {lack}; {files.describe()}.\n{self.release}")
+        if not splits:
+            raise ValueError(f"{files.path} has no sample; {files.describe()}.\n{self.release}")
         return {
             "release": [files.path.name, *annotations.values()], "licence": self.licence, "splits": splits,
             "left_out": dict(contents.left_out),
         }  # fmt: skip
+
+    def _check_lost(
+        self, files: ReleasedFiles, split: str, items: Sequence[Item], left_out: Mapping[str, int]
+    ) -> None:
+        """Raise ValueError where so many media are missing or broken that it is another folder."""
+        lost = left_out.get(MISSING, 0) + left_out.get(BROKEN, 0)
+        if lost > _LOST * len(items):
+            wanted = next((end for item in items for end in item.media), "media")
+            raise ValueError(
+                f"{files.path}: {lost} of {len(items)} samples of {split} lack a file that can be read, such "
+                f"as {wanted}; {files.describe()}.\n{self.release}"
+            )

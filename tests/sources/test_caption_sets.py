@@ -64,8 +64,9 @@ def karpathy(coco: bool) -> dict[str, Any]:
     return {"images": images, "dataset": "coco" if coco else "flickr30k"}
 
 
-def test_karpathys_splits_of_coco(tmp_path: Path) -> None:
-    files: dict[str, Any] = {"dataset_coco.json": karpathy(True)}
+@pytest.mark.parametrize("name", ["dataset_coco.json", "coco/dataset.json"])
+def test_karpathys_splits_of_coco(tmp_path: Path, name: str) -> None:
+    files: dict[str, Any] = {name: karpathy(True)}
     files |= {f"val2014/COCO_val2014_{n:012}.jpg": picture(n) for n in range(3)}
     files |= {"val2017/000000000003.jpg": picture(3)}
     folder = Coco(from_file=write_release(tmp_path / "in", files), out=tmp_path / "out").prepare()
@@ -73,9 +74,9 @@ def test_karpathys_splits_of_coco(tmp_path: Path) -> None:
     assert keys == {"train": ["0", "1"], "val": ["2"], "test": ["3"]}
     assert about(read_shards(folder, "test")["3"])["image_id"] == 3
     assert read_shards(folder, "test")["3"]["jpg"] == picture(3)
-    files["dataset_coco.json"]["images"][0]["split"] = "other"
+    files[name]["images"][0]["split"] = "other"
     path = write_release(tmp_path / "in", files)
-    with pytest.raises(ValueError, match=r"dataset_coco\.json in .* is not as released: no field 'other'"):
+    with pytest.raises(ValueError, match=r"dataset(_coco)?\.json in .* is not as released: no field 'other'"):
         Coco(from_file=path, out=tmp_path / "more").prepare()
 
 
@@ -83,7 +84,8 @@ def test_photographs_that_are_not_there(tmp_path: Path) -> None:
     files = {f"captions_{part}2017.json": coco_captions(range(20), "2017", part) for part in ("train", "val")}
     path = write_release(tmp_path / "in", {**files, "train2017.zip": b"", "val2017.zip": b""})
     with pytest.raises(
-        ValueError, match=r"has no \d+\.jpg that can be read, for one; .* unpack the archives"
+        ValueError,
+        match=r"18 of 18 samples of train lack a file .*, such as \d+\.jpg; .* unpack the archives",
     ):
         Coco(from_file=path, out=tmp_path / "out").prepare()
     with pytest.raises(

@@ -146,7 +146,7 @@ def test_conversations_about_one_picture_are_held_out_together(tmp_path: Path) -
 def test_which_file_is_to_be_read(tmp_path: Path) -> None:
     path = write_release(tmp_path / "in", {**release(ROWS), "more.json": ROWS[:1]})
     with pytest.raises(
-        ValueError, match=r"has 2 JSON files, llava\.json, more\.json: say which one in `file`"
+        ValueError, match=r"has 2 JSON files, llava\.json, more\.json: say which one \(--file NAME"
     ):
         Conversations(from_file=path, out=tmp_path / "out").prepare()
     folder = Conversations(file="more.json", from_file=path, out=tmp_path / "out").prepare()

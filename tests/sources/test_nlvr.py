@@ -63,7 +63,37 @@ def test_samples(tmp_path: Path) -> None:
     words = [{about(members)["statement"] for members in samples.values()} for samples in (train, val)]
     assert not words[0] & words[1], "statements 6 and 7 say the same"
     assert len({about(members)["sentence_id"] for members in val.values()}) == 3
-    assert note(folder)["settings"]["train"] == "test"
+    assert "nlvr/test/test.json" in note(folder)["release"]
+
+
+def test_the_training_split_is_taken_where_it_is_there(tmp_path: Path) -> None:
+    files = {name.replace("test", "train"): content for name, content in release().items()}
+    path = write_release(tmp_path / "in", files | release())
+    folder = Nlvr(val=0, from_file=path, out=tmp_path / "out").prepare()
+    assert {key.partition("-")[0] for key in read_shards(folder, "train")} == {"train"}
+    folder = Nlvr(train="test", val=0, from_file=path, out=tmp_path / "test").prepare()
+    assert {key.partition("-")[0] for key in read_shards(folder, "train")} == {"test"}
+
+
+def test_what_is_prepared_needs_its_release_no_longer(tmp_path: Path) -> None:
+    path = write_release(tmp_path / "in", release())
+    folder = Nlvr(val=3, from_file=path, out=tmp_path / "out").prepare()
+    path.rename(tmp_path / "elsewhere")
+    assert Nlvr(val=3, from_file=path, out=tmp_path / "out").prepare() == folder
+    with pytest.raises(ValueError, match="there is no file or folder"):
+        Nlvr(val=3, from_file=path, out=tmp_path / "other").prepare()
+
+
+def test_pictures_that_were_mended_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    path = write_release(tmp_path / "in", release())
+    (picture_of,) = path.glob("nlvr/dev/images/*/dev-71-3-1.png")
+    whole = picture_of.read_bytes()
+    picture_of.write_bytes(b"")
+    folder = Nlvr(val=3, from_file=path).prepare()
+    assert note(folder)["splits"]["test"]["left_out"] == {"file broken": 1}
+    picture_of.write_bytes(whole)
+    assert len(read_shards(Nlvr(val=3, from_file=path).prepare(), "test")) == 4
 
 
 def test_at_most_so_many_drawings(tmp_path: Path) -> None:
