@@ -6,7 +6,8 @@
 
 Beside them stands what needs no model: the commonest training answer, to anything and to each question.
 Prints a Markdown table: the mean over seeds with the lowest and the highest, and the 95 % interval over test
-pictures XX"""
+pictures of the first seed. Bars: 90 % for the language model in 60 minutes on two cores, 97 % for the list.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ OVERLAYS: dict[str, dict[str, Any]] = {
             "init_args": {
                 "model": {"init_args": {"image": None}},
                 "adaptation": {"init_args": {"towers": {"language": "lora"}}},
-                "optimization": {"rates": {}},
+                "optimization": {"rates": None},
             }
         },
     },

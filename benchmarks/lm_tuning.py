@@ -170,6 +170,7 @@ def serve(folder: Path, rounds: int, steps: int, batch: int) -> None:
         "trainer.val_check_interval": "null", "trainer.enable_progress_bar": "false",
         "checkpoint.monitor": "null", "test_best": "false",
         f"{optimization}.optimizer.init_args.fused": "true",
+        f"{optimization}.optimizer.init_args.lr": 5e-4, f"{optimization}.rates": "{}",
         f"{optimization}.schedule.warmup": 0, f"{optimization}.schedule.min_ratio": 1.0,
         "data.source.init_args.per_picture": "true", "data.image.init_args.size": 128,
         "data.text.init_args.each": "json.questions", "data.text.init_args.prompts": json.dumps([TURN]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ def parameter_groups(
         rates: Factor of the learning rate of parts; None: one rate for all.
 
     Raises:
-        ValueError: If nothing is trained, or nothing of a part.
+        ValueError: If nothing is trained.
     """
     found: dict[tuple[int, str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
@@ -41,12 +41,6 @@ def parameter_groups(
         exempt = vector or name.endswith("bias")
         part = _part(name, rates or {})
         found.setdefault((0 if depths is None else depths[name], part, exempt), []).append(parameter)
-    for part in rates or {}:
-        if not any(of == part for _, of, _ in found):
-            raise ValueError(
-                f"optimization.rates: nothing that is trained belongs to {part!r}: name a part by its path "
-                "in the model, such as image.encoder, or leave it out"
-            )
     if not found:
         raise ValueError(
             "no parameter is trained: every one is frozen; let the adaptation train at least one"
@@ -154,16 +148,16 @@ class Optimization:
     layer_decay: float = 1.0
     """Factor of the learning rate from each block of an encoder to the one below it; 1: one rate for all.
     Between 0.65 and 0.9 is usual where pretrained encoders are trained whole."""
-    rates: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] | None = None
     """Factor of the learning rate by part of the model, as `{image.encoder: 0.1}`: what is pretrained and
-    trained whole wants a tenth of what new parts and LoRA do."""
+    trained whole wants a tenth of what new parts and LoRA do. None: one rate for all."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: it is a factor above 0, at most 1")
-        if any(not rate > 0 for rate in self.rates.values()):
+        if any(not rate > 0 for rate in (self.rates or {}).values()):
             raise ValueError(
-                f"rates={dict(self.rates)}: they are factors above 0; freeze what shall not move"
+                f"rates={dict(self.rates or {})}: they are factors above 0; freeze what shall not move"
             )
 
     def build_optimizer(
@@ -183,6 +177,16 @@ class Optimization:
         )
         scale_rates(optimizer, self.layer_decay)
         return optimizer
+
+    def check_parts(self, names: Iterable[str]) -> None:
+        """Raise ValueError for a part that none of these parameters, trained or not, belongs to."""
+        known = list(names)
+        for part in self.rates or {}:
+            if not any(_part(name, [part]) for name in known):
+                raise ValueError(
+                    f"optimization.rates: the model has no part {part!r}: name one by its path, such as "
+                    "image.encoder, or set --model.init_args.optimization.rates {{}}"
+                )
 
     def build_schedule(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """The schedule of that optimizer over the whole run."""

@@ -117,9 +117,10 @@ def test_parts_have_rates_of_their_own(depths: dict[str, int] | None) -> None:
     rates = {"norm": 0.5, "linear": 0.1, "other": 9.0, "objective": 2.0}
     decay = 1.0 if depths is None else 0.5
     optimization = Optimization(partial(torch.optim.AdamW, lr=0.1), layer_decay=decay, rates=rates)
-    with pytest.raises(ValueError, match=r"nothing that is trained belongs to 'other'"):
-        optimization.build_optimizer(model.named_parameters(), depths=depths)
+    with pytest.raises(ValueError, match=r"the model has no part 'other'.*rates {}"):
+        optimization.check_parts(name for name, _ in model.named_parameters())
     rates.pop("other")
+    optimization.check_parts(name for name, _ in model.named_parameters())
     built = optimization.build_optimizer(model.named_parameters(), depths=depths)
     factor = {"norm.weight": 0.5, "norm.bias": 0.5, "linear.weight": 0.1, "linear.bias": 0.1}
     factor["objective.log_scale"] = 2.0

@@ -18,7 +18,7 @@ from mmlab.data.module import ShardData
 from mmlab.data.order import EvaluationOrder
 from mmlab.data.parts import Split
 from mmlab.data.samples import SampleSet
-from mmlab.data.stream import Stream
+from mmlab.data.stream import Known, Stream
 from mmlab.data.text import TextReader
 from mmlab.metrics.clip_score import Judged
 from mmlab.tasks.retrieval import RetrievalTask
@@ -154,7 +154,7 @@ def collect(
     """
     order = EvaluationOrder(found.samples.counts, batch_size=judge.batch_size)
     readers = (judge.media, judge.text)
-    stream = Stream(found.samples, order, readers, seed=None, group_by=judge.group_by, references=fields)
+    stream = Stream(found.samples, order, readers, seed=None, group_by=judge.group_by, known=Known(tuple(fields)))
     left_out: Counter[str] = Counter()
     parts: list[Judged] = []
     for step in sorted({place // judge.batch_size for place in found.places.values()}):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -212,3 +214,18 @@ class ChatFormat:
             for number in range(count)
         ]
         return frame if answered else [*frame, _Part(gap, None)]
+
+
+def names_as_many(turns: Sequence[Turn], counts: Mapping[Modality, int]) -> bool:
+    """Whether a conversation names as many rows of each modality as there are."""
+    named = Counter(piece for turn in turns for piece in turn.user if isinstance(piece, Modality))
+    return all(named[modality] == count for modality, count in counts.items())
+
+
+def last_answer(target: Sequence[bool], turns: Sequence[Turn]) -> list[bool]:
+    """Of what is to be said, the answer of the last turn: in evaluation those before it are given."""
+    if turns[-1].assistant is None:
+        return [False] * len(target)
+    starts = (at for at, (before, said) in enumerate(pairwise([False, *target])) if said and not before)
+    last = max(starts)
+    return [said and at >= last for at, said in enumerate(target)]

@@ -28,7 +28,7 @@ from mmlab.data.reader import Reader, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
-from mmlab.data.stream import Stream
+from mmlab.data.stream import Known, Stream
 from mmlab.data.text import TextReader
 
 _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
@@ -257,8 +257,7 @@ class ShardData(LightningDataModule):
             rank=rank,
             ranks=ranks,
             group_by=self.loading.group_by,
-            references=self.loading.references,
-            kind_by=self.loading.kind_by if split in ("val", "test") else None,
+            known=Known(self.loading.references, self.loading.kind_by if split in ("val", "test") else None),
         )
         loader = Loader(
             stream,

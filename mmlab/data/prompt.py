@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -16,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mmlab.batch import MARKERS, Modality
-from mmlab.data.conversation import ChatFormat, Turn
+from mmlab.data.conversation import ChatFormat, Turn, last_answer, names_as_many
 from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import EACH, read_field
 from mmlab.data.named import Named
@@ -213,7 +211,7 @@ class PromptReader(Reader):
         while True:
             encoding = self._format.encode(turns)
             if len(encoding.ids) <= self.max_length:
-                target = encoding.target if shorten else _asked(encoding.target, turns)
+                target = encoding.target if shorten else last_answer(encoding.target, turns)
                 return torch.tensor([encoding.ids, target], dtype=torch.int64).T.contiguous()
             if not shorten or len(turns) == 1:
                 raise BrokenMember(f"{len(encoding.ids)} tokens, above max_length {self.max_length}")
@@ -324,7 +322,7 @@ class PromptReader(Reader):
         if len(possible) == 1:
             return possible
         counts = {reader.modality: reader.count(members, training=rng is not None) for reader in self._media}
-        fitting = [turns for turns in possible if _fits(turns, counts)] or possible
+        fitting = [turns for turns in possible if names_as_many(turns, counts)] or possible
         return [turns for turns in fitting if turns[-1].assistant is not None] or fitting
 
     def _turns(
@@ -387,18 +385,3 @@ class PromptReader(Reader):
         if not found:
             raise MissingFieldError(f"no {self.each}")
         return [found[0].encode() if isinstance(found[0], str) else json.dumps(found[0]).encode()]
-
-
-def _fits(turns: Sequence[Turn], counts: Mapping[Modality, int]) -> bool:
-    """Whether a conversation names as many rows of each modality as there are."""
-    named = Counter(piece for turn in turns for piece in turn.user if isinstance(piece, Modality))
-    return all(named[modality] == count for modality, count in counts.items())
-
-
-def _asked(target: Sequence[bool], turns: Sequence[Turn]) -> list[bool]:
-    """Of what is to be said, the answer of the last turn: in evaluation those before it are given."""
-    if turns[-1].assistant is None:
-        return [False] * len(target)
-    starts = (at for at, (before, said) in enumerate(pairwise([False, *target])) if said and not before)
-    last = max(starts)
-    return [said and at >= last for at, said in enumerate(target)]

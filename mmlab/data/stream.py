@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +20,15 @@ from mmlab.data.randomness import draw_seed
 from mmlab.data.reader import Reader, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.text import TextReader
+
+
+class Known(NamedTuple):
+    """Fields of what is known of a sample's answer."""
+
+    references: tuple[str, ...] = ()
+    """What it may be."""
+    kind_by: str | None = None
+    """What kind of question it is for."""
 
 
 class Stream:
@@ -34,8 +44,7 @@ class Stream:
         rank: int = 0,
         ranks: int = 1,
         group_by: str = "caption",
-        references: Sequence[str] = (),
-        kind_by: str | None = None,
+        known: Known | None = None,
     ) -> None:
         """Settings.
 
@@ -48,10 +57,8 @@ class Stream:
             ranks: Processes that share each batch.
             group_by: What makes two samples positives of each other: `caption`, the same first caption but
                 for case and spaces; `key`, the same key; or a field such as `json.group`. Samples without it
-                are alone.
-            references: Fields that hold what the answer of a sample may be.
-            kind_by: Field that holds what kind of sample it is. In all three, `each.answer` is a field of the
-                turn that evaluation asks.
+                are alone. Here and in `known`, `each.answer` is a field of the turn that evaluation asks.
+            known: What else answers are compared by; None: nothing.
         """
         self.shards = shards
         self.order = order
@@ -65,8 +72,7 @@ class Stream:
         self.rank = rank
         self.ranks = ranks
         self.group_by = group_by
-        self.references = tuple(references)
-        self.kind_by = kind_by
+        self.references, self.kind_by = Known() if known is None else known
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step`: a pure function, whatever was read before."""

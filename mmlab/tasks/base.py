@@ -199,6 +199,7 @@ class BaseTask(L.LightningModule, ABC):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad or self.adaptation.trainable(name.removeprefix("model."))
         }
+        self.optimization.check_parts(name for name, _ in self.named_parameters())
         optimizer = self.optimization.build_optimizer(trained.items(), depths=depths(self))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):

@@ -26,7 +26,7 @@ from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.data.reader import Reader
 from mmlab.data.shards import ShardSet, write_shards
 from mmlab.data.signal import SignalReader
-from mmlab.data.stream import Stream, stable_hash
+from mmlab.data.stream import Known, Stream, stable_hash
 from mmlab.data.text import TextReader
 from mmlab.parallel.micro_batch import split
 
@@ -250,7 +250,7 @@ def test_references_are_read_wherever_the_run_names_them(tmp_path: Path, seed: i
 
     def batch(*fields: str) -> Batch:
         order = EvaluationOrder(shards.counts, batch_size=4)
-        return Stream(shards, order, READERS, seed=seed, group_by="key", references=fields).batch(0)
+        return Stream(shards, order, READERS, seed=seed, group_by="key", known=Known(fields)).batch(0)
 
     assert batch("json.answers").references == (("two",), ("2", "two"), (), ())
     assert [(skip.key, skip.reason) for skip in batch("json.answers").skips] == [
@@ -272,7 +272,7 @@ def test_references_and_groups_may_be_of_the_turn_that_is_asked(tmp_path: Path, 
     prompt = PromptReader(folder, prompts=[Prompt("{txt}", "{txt}")], each="json.turns")
     order = EvaluationOrder(shards.counts, batch_size=4)
     fields = ("each.answer", "txt")
-    batch = Stream(shards, order, [prompt], seed=seed, group_by="each.question", references=fields).batch(0)
+    batch = Stream(shards, order, [prompt], seed=seed, group_by="each.question", known=Known(fields)).batch(0)
     assert batch.references == (
         ("two", "2", "Caption 0"),
         ("no", "Caption 1"),
@@ -289,7 +289,7 @@ def test_kinds_are_read_where_the_run_names_them(tmp_path: Path) -> None:
     samples = [sample(number, json=content) for number, content in enumerate(members)]
     shards = ShardSet(write_shards(samples, tmp_path, "x"))
     order = EvaluationOrder(shards.counts, batch_size=4)
-    batch = Stream(shards, order, READERS, seed=None, group_by="key", kind_by="json.kind").batch(0)
+    batch = Stream(shards, order, READERS, seed=None, group_by="key", known=Known((), "json.kind")).batch(0)
     assert batch.kinds == ("yes-no", "3", "", "")
     assert [(skip.key, skip.reason) for skip in batch.skips] == [("0003", "kind: invalid JSON")]
     chosen = batch.select(torch.tensor([2, 0]))

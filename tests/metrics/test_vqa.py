@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmlab.data.order import EvaluationOrder
 from mmlab.data.shards import ShardSet, write_shards
-from mmlab.data.stream import Stream
+from mmlab.data.stream import Known, Stream
 from mmlab.metrics.text import Answered, TextMetrics
 from mmlab.metrics.vqa import VqaScores, normal_vqa_answer, vqa_accuracy
 from mmlab.sources.questions import Question, one_by_one
@@ -115,7 +115,7 @@ def test_ten_answers_come_from_a_shard_with_their_repetitions(tmp_path: Path) ->
     write_shards(samples, tmp_path, "val")
     shards = ShardSet.find("val-*.tar", folder=tmp_path)
     order = EvaluationOrder(shards.counts, batch_size=2)
-    stream = Stream(shards, order, [], seed=None, references=["json.answers"])
+    stream = Stream(shards, order, [], seed=None, known=Known(("json.answers",)))
     batches = [stream.batch(step) for step in range(order.steps)]
     found = [references for batch in batches for references in batch.references if references]
     assert found == [question.answers for question in asked]
