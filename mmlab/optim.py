@@ -185,7 +185,7 @@ class Optimization:
             if not any(_part(name, [part]) for name in known):
                 raise ValueError(
                     f"optimization.rates: the model has no part {part!r}: name one by its path, such as "
-                    "image.encoder, or set --model.init_args.optimization.rates {{}}"
+                    "image.encoder, or set --model.init_args.optimization.rates {}"
                 )
 
     def build_schedule(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:

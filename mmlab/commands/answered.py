@@ -154,7 +154,8 @@ def collect(
     """
     order = EvaluationOrder(found.samples.counts, batch_size=judge.batch_size)
     readers = (judge.media, judge.text)
-    stream = Stream(found.samples, order, readers, seed=None, group_by=judge.group_by, known=Known(tuple(fields)))
+    known = Known(tuple(fields))
+    stream = Stream(found.samples, order, readers, seed=None, group_by=judge.group_by, known=known)
     left_out: Counter[str] = Counter()
     parts: list[Judged] = []
     for step in sorted({place // judge.batch_size for place in found.places.values()}):
