@@ -37,7 +37,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the cache")
     prepare.epilog = (
         "Settings of the data set follow as --key value (--val 500 --max_side 256): those that stand below "
-        "data.source.init_args in a config. A key that it does not have shows which there are."
+        "data.source.init_args in a config; lists as '[en, fr]'. A key that it does not have shows which "
+        "there are."
     )
     prepare.set_defaults(run=_prepare, words=[])
     _add_features(actions)
@@ -121,5 +122,5 @@ def _settings(source: type[Source], name: str, words: Sequence[str]) -> dict[str
     try:
         return dict(vars(parser.parse_args(list(words))))
     except ArgumentError as error:
-        options = ", ".join(f"--{key}" for key in known) or "none"
+        options = ", ".join([f"--{key}" for key in known] + ["--from", "--out"][: len(place)])
         raise ValueError(f"{error}; settings of {name}: {options}") from error

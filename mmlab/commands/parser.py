@@ -8,11 +8,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-# Python gives out `Union[float, int]` for Lightning's `Union[int, float]` where it has made the one before: a
-# limit of 1 batch would be read as 1.0, which is all of them. This form keeps its order.
-for _limit in ("train", "val", "test", "predict"):
-    Trainer.__init__.__annotations__[f"limit_{_limit}_batches"] = int | float | None
-
 
 class ConfigError(ValueError):
     """A command line or config file that the parser refuses."""
@@ -27,12 +22,23 @@ class Parser(LightningArgumentParser):
     """Raises what is wrong instead of printing pages of usage."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
+        _keep_whole_numbers()
         # A shortened key would be taken for the one that it begins.
         super().__init__(*arguments, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Hand the complaint to :func:`run`, which words it."""
         raise ConfigError(message, sorted(_options(self))) from ex
+
+
+def _keep_whole_numbers() -> None:
+    """Let a limit of 1 batch be 1.
+
+    Python gives out `Union[float, int]` for Lightning's `Union[int, float]` where it has made the one before,
+    and 1 is then read as 1.0, which is all batches. This form keeps its order.
+    """
+    for split in ("train", "val", "test", "predict"):
+        Trainer.__init__.__annotations__[f"limit_{split}_batches"] = int | float | None
 
 
 def _options(parser: ArgumentParser) -> set[str]:

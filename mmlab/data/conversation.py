@@ -196,9 +196,10 @@ class ChatFormat:
                 messages, tokenize=False, add_generation_prompt=prompt
             )
         except TemplateError as error:
+            remedy = "" if self._system is None else "leave data.text.system out, or "
             raise ValueError(
-                f"the chat template of {self._name!r} refuses a conversation ({error}): leave "
-                "data.text.system out, or give another tokenizer"
+                f"the chat template of {self._name!r} refuses a conversation ({error}): {remedy}give another "
+                "tokenizer"
             ) from error
         return rendered
 

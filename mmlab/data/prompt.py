@@ -51,9 +51,10 @@ class PromptReader(Reader):
 
         Args:
             tokenizer: Of the language model: name of an asset, a folder, or a name on the model hub.
-            prompts: Training draws one of those whose fields a sample has, evaluation takes the first. Where
-                there are several, only those count that name as many rows of each modality as the sample has
-                (`<image>` for one with a picture, none for one without), unless none does.
+            prompts: Training draws one of those whose fields a sample has, evaluation takes the first whose
+                answer it has. Where there are several, only those count that name as many rows of each
+                modality as the sample has (`<image>` for one with a picture, none for one without), unless
+                none does.
             each: Field that holds a list of turns (`json.questions`), each with fields of its own. A sample
                 without it is one turn, whose fields are those beside it (`json`). Training draws the turns
                 and their order; evaluation takes the first.

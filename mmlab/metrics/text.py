@@ -16,7 +16,7 @@ from mmlab import collectives
 from mmlab.metrics.ranking import Scores, bootstrap_interval
 
 _KINDS = 100
-"""Kinds of question that are scored apart: the rest would fill every table and log."""
+"""Most kinds of question that are scored apart: more would fill every table and log."""
 
 
 class Answered(NamedTuple):
@@ -55,7 +55,7 @@ class TextScore(ABC):
         """Numbers by name; of the main one an interval too, as `<name>_low` and `<name>_high`.
 
         Args:
-            answers: At least one, in the order of their places; those that have references, or losses.
+            answers: At least one, in the order of their places; those that it :meth:`takes`.
         """
 
     def takes(self, answer: Answered) -> bool:
@@ -97,7 +97,7 @@ class TextMetrics(Metric):
         return [gathered[place] for place in sorted(gathered)]
 
     def compute(self) -> dict[str, float]:
-        """All scores of what has references, and of what has losses. Every rank must call it.
+        """All scores, each of the answers that it takes. Every rank must call it.
 
         Where there are several sources, `<name>@<source>` is what an evaluation of that source alone gives;
         `<name>@<kind>` likewise, for the 100 commonest kinds that are not called like a source.
@@ -176,12 +176,12 @@ def same_letters(prediction: str, reference: str) -> float:
 
 
 class ChoiceScores(TextScore):
-    """Accuracy where the answer is one of several choices, compared letter by letter."""
+    """Exact match where the answer is one of several choices, compared letter by letter."""
 
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:
-        """`accuracy` with its interval."""
+        """`exact_match` with its interval: what ScienceQA calls accuracy."""
         right = [max(same_letters(one.prediction, known) for known in one.references) for one in answers]
-        return with_interval("accuracy", right, answers)
+        return with_interval("exact_match", right, answers)
 
     def normal(self, text: str) -> str:
         """The text without spare spaces."""

@@ -55,7 +55,7 @@ class Answering(ABC):
         if choices and not self.chooses:
             raise ValueError(
                 "the prompts bring choices, but model.decoding says how answers are generated: set it to "
-                "{normalize: tokens}, or leave data.text.choices out"
+                "Choosing (class_path: mmlab.models.decoding.Choosing), or leave data.text.choices out"
             )
         if self.chooses and not choices:
             raise ValueError(

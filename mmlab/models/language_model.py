@@ -16,6 +16,8 @@ from mmlab.models.pretrained import load_causal, source_of
 
 _TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit, that packing may make: float32 leaves 1e-5."""
+_UNFIT = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)
+"""What a model raises that is called in a way that it was not made for."""
 _ROWS = 4096
 """Embeddings whose size is measured."""
 
@@ -147,7 +149,7 @@ class LanguageModel(Network):
         try:
             use_packed_attention(self.backbone)
             together = self._packed(embedded, length, at)
-        except Exception as error:  # code of any model, called in a way that it was not made for
+        except _UNFIT as error:
             raise ValueError(
                 f"{self.name!r} does not run with samples packed ({error}): set packing to false"
             ) from error

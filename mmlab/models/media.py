@@ -81,7 +81,7 @@ class MediaTower(nn.Module):
             resampler: Makes a fixed number of tokens of the encoder's; None keeps them all.
             dropout: Probability on what the projection reads.
             full_precision: Compute the tower in float32 where the run is in mixed precision. A small trained
-                convolutional encoder in bfloat16 can lose the most of its gradient to rounding.
+                convolutional encoder in bfloat16 can lose most of its gradient to rounding.
 
         Raises:
             ValueError: A resampler for tokens of another size.

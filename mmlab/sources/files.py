@@ -155,8 +155,15 @@ class ReleasedFiles(ABC):
         for name in sorted(names):
             summed.update(hashlib.sha256(self.read(name)).digest())
         media = [name for name in self.names if name.lower().endswith(MEDIA)]
-        summed.update(b"%d %d" % (len(media), sum(map(self.size, media))))
+        summed.update(b"%d %d" % (len(media), sum(map(self._size, media))))
         return summed.hexdigest()[:12]
+
+    def _size(self, name: str) -> int:
+        """Bytes of a file, 0 where there is none behind a link: that is counted when it is read."""
+        try:
+            return self.size(name)
+        except OSError:
+            return 0
 
     def describe(self) -> str:
         """What the release holds, in words, for someone who expected something else."""

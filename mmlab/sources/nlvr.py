@@ -64,7 +64,7 @@ class Nlvr(Released):
 
         Args:
             train: The released split to train on: `train`, `dev` or `test`; None: `train` where the release
-                has it, else `test`.
+                has it, else `test` (or `dev`, where that is tested on).
             test: The released split to test on.
             val: Number of statements that are held out of `train`, with all scenes.
             drawings: Of each scene at most, 1 to 6.
@@ -84,8 +84,9 @@ class Nlvr(Released):
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
         """The statements of the two released splits."""
-        there = "train" if files.find("train/train.json") or not files.find("test/test.json") else "test"
-        parts = {TRAIN: self.train or there, "test": self.test}
+        there = (part for part in ("train", "test", "dev") if files.find(f"{part}/{part}.json"))
+        train = self.train or next((part for part in there if part != self.test), "train")
+        parts = {TRAIN: train, "test": self.test}
         return self.require(files, {role: f"{part}/{part}.json" for role, part in parts.items()})
 
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:

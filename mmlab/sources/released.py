@@ -132,6 +132,8 @@ class Released(Source):
         # What has been prepared needs its release no longer.
         gone = self.from_file is None or not self.from_file.exists()
         if gone and (folder := self._prepared.find(None)):
+            if self.from_file is not None:
+                print(f"{self.from_file} is not there: taking {folder}, prepared before", file=sys.stderr)
             return folder
         with open_release(self.fetch() if self.from_file is None else self.from_file) as files:
             annotations = self.annotations(files)
@@ -147,6 +149,9 @@ class Released(Source):
         """Write all splits; returns what `dataset.json` says of them."""
         print(f"reading {self.name} from {files.path}", file=sys.stderr, flush=True)
         contents = self.read(files, annotations)
+        for name, items in contents.splits.items():  # before hours of writing
+            missing = sum(any(files.find(end) is None for end in item.media) for item in items)
+            self._check_lost(files, name, items, {MISSING: missing})
         splits = {}
         for name, items in contents.splits.items():
             if items:

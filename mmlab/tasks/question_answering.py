@@ -10,5 +10,5 @@ class QuestionAnsweringTask(GenerativeTask):
     """Trains a language model to answer questions, and compares its answers with the right ones."""
 
     def usual_scores(self) -> list[TextScore]:
-        """Exact match and token F1 over words (SQuAD); accuracy where the answer is chosen."""
+        """Exact match and token F1 over words (SQuAD); exact match by letters where the answer is chosen."""
         return [ChoiceScores() if self.decoding.chooses else AnswerScores()]

@@ -134,7 +134,7 @@ def test_a_kind_that_is_called_like_a_source_is_not_mixed_with_it() -> None:
 )
 def test_choices_are_compared_letter_by_letter(said: str, right: str) -> None:
     answers = [Answered(0, said, (right,), "0"), Answered(1, f" {right} ", ("x", right), "1")]
-    assert ChoiceScores()(answers)["accuracy"] == 0.5
+    assert ChoiceScores()(answers)["exact_match"] == 0.5
     assert AnswerScores()(answers)["exact_match"] == 1.0
     assert StatementScores(letters=True)(answers)["accuracy"] == 0.5
     assert ChoiceScores().normal(f" {right} ") == right

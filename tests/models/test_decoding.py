@@ -237,7 +237,8 @@ def test_what_the_language_models_own_config_asks_for_is_not_done(folder: Path) 
     config.pad_token_id, config.eos_token_id = 0, None
     before = answers(greedy), answers(drawn)
     assert any(len(set(ids)) < len(ids) for ids in before[0])  # which the config would forbid
-    config.no_repeat_ngram_size, config.top_k, config.min_p, config.min_length = 1, 1, 0.9, 12
+    config.no_repeat_ngram_size, config.top_k, config.min_p, config.typical_p = 1, 1, 0.9, 0.1
+    config.epsilon_cutoff, config.eta_cutoff = 0.5, 0.5
     assert (answers(greedy), answers(drawn)) == before
 
 
@@ -260,5 +261,5 @@ def test_choices_and_ways_to_answer_that_do_not_go_together_are_refused(folder: 
     single = [Row(sample, PROMPTS[sample], CHOICES[sample][0]) for sample in PROMPTS]
     with pytest.raises(ValueError, match=r"nothing to choose among: set data\.text\.choices, or give"):
         Choosing().answer(model, make_batch(single))
-    with pytest.raises(ValueError, match=r"set it to \{normalize: tokens\}, or leave data\.text\.choices"):
+    with pytest.raises(ValueError, match=r"set it to Choosing .*, or leave data\.text\.choices"):
         Decoding().answer(model, make_batch(ROWS))

@@ -119,7 +119,7 @@ def test_a_folder_that_is_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_without_its_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_without_its_pictures_is_refused(tmp_path: Path) -> None:
     files = package()
     for number in range(10):
         del files[f"easy_vqa/data/train/images/{number}.png"]
@@ -127,7 +127,6 @@ def test_a_split_without_its_pictures_is_refused(tmp_path: Path, capsys: pytest.
     lost = r"6 of 6 samples of train lack a file that can be read, such as train/images/\d\.png; it holds"
     with pytest.raises(ValueError, match=lost) as caught:
         EasyVqa(val=4, from_file=release, out=tmp_path / "nothing").prepare()
-    assert "left out of train: 6 of 6: file missing" in capsys.readouterr().err
     assert "it holds easy_vqa/.\nThe release is" in str(caught.value)
     assert not (tmp_path / "nothing").exists()
 

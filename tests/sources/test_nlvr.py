@@ -75,11 +75,23 @@ def test_the_training_split_is_taken_where_it_is_there(tmp_path: Path) -> None:
     assert {key.partition("-")[0] for key in read_shards(folder, "train")} == {"test"}
 
 
-def test_what_is_prepared_needs_its_release_no_longer(tmp_path: Path) -> None:
+def test_no_split_is_trained_and_tested_on(tmp_path: Path) -> None:
+    path = write_release(tmp_path / "in", release())
+    folder = Nlvr(test="test", val=0, from_file=path, out=tmp_path / "out").prepare()
+    homes = {
+        split: {key.partition("-")[0] for key in read_shards(folder, split)} for split in ("train", "test")
+    }
+    assert homes == {"train": {"dev"}, "test": {"test"}}
+
+
+def test_what_is_prepared_needs_its_release_no_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_release(tmp_path / "in", release())
     folder = Nlvr(val=3, from_file=path, out=tmp_path / "out").prepare()
     path.rename(tmp_path / "elsewhere")
     assert Nlvr(val=3, from_file=path, out=tmp_path / "out").prepare() == folder
+    assert f"{path} is not there: taking {folder}, prepared before" in capsys.readouterr().err
     with pytest.raises(ValueError, match="there is no file or folder"):
         Nlvr(val=3, from_file=path, out=tmp_path / "other").prepare()
 

@@ -69,6 +69,8 @@ def test_the_digest_tells_other_annotations_and_other_numbers_of_pictures(tmp_pa
     assert first == digest("same", {"set/lines.txt": "other", "set/more.txt": "x"})
     assert first != digest("annotation", {"set/notes.json": '{"a": [2]}'})
     assert first != digest("pictures", {"set/train/2.png": b"x"})
+    (tmp_path / "first" / "set" / "train" / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert first != digest("first", {})  # counted, and nothing else
     assert first != digest("longer", {"set/train/1.png": b"longer than it was"})
 
 
