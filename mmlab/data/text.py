@@ -49,6 +49,7 @@ class TextReader(Reader):
     """Text as int64 token ids [tokens], with whatever special tokens the tokenizer adds."""
 
     modality = Modality.TEXT
+    settings_of_use = frozenset({"every"})
 
     def __init__(
         self, tokenizer: str, *, fields: Sequence[str] = ("txt",), max_length: int = 64, every: bool = False

@@ -113,3 +113,14 @@ def test_fixed_weights_are_held_in_low_precision() -> None:
     again.load_state_dict(state)
     digest.apply(again)
     assert policy.bases == digest.bases, "the digest is of the weights as they came"
+
+
+def test_a_tower_in_full_precision_keeps_its_weights() -> None:
+    """It reads float32 in mixed precision too."""
+    model = Model()
+    assert model.image is not None
+    model.image.full_precision = True  # as `MediaTower` has it
+    Policy({"image": "frozen", "text": "frozen"}, frozen_dtype="bfloat16").apply(model)
+    assert model.text is not None
+    assert model.image.encoder.get_parameter("layers.0.weight").dtype == torch.float32
+    assert model.text.encoder.get_parameter("layers.0.weight").dtype == torch.bfloat16

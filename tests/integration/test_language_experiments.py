@@ -47,7 +47,7 @@ CASES = [
         "question_answering/easy_vqa",
         "exact_match",
         ASKED,
-        words=("--trainer.val_check_interval", "2", "--trainer.max_steps", "4"),
+        words=("--data.batch_size", "8", "--trainer.val_check_interval", "2", "--trainer.max_steps", "4"),
         written=("question_id",),
     ),
     Case(

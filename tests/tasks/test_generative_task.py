@@ -107,6 +107,7 @@ def test_perplexity_is_that_of_transformers(folder: Path, tmp_path: Path) -> Non
     asked = Prompt("{json.question} {json.question_id}", "{json.answers}, {json.answer}")
     scores = [AnswerScores(), Perplexity()]
     task = make_task(folder, decoding=Decoding(max_new_tokens=1), scores=scores)
+    task.model.image = None  # the prompt names no picture
     results = make_trainer(tmp_path).test(task, make_data(folder, asked), verbose=False)[0]
     assert "test/exact_match" in results
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "language").eval(), tiny_tokenizer()
