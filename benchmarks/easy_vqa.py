@@ -42,7 +42,7 @@ OVERLAYS: dict[str, dict[str, Any]] = {
             "init_args": {
                 "model": {"init_args": {"image": None}},
                 "adaptation": {"init_args": {"towers": {"language": "lora"}}},
-                "optimization": {"rates": None},
+                "optimization": {"rates": {}},
             }
         },
     },

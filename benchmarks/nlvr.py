@@ -48,7 +48,7 @@ def read(user: str) -> dict[str, Any]:
             "init_args": {
                 "model": {"init_args": {"image": None}},
                 "adaptation": {"init_args": {"towers": {"language": "lora"}}},
-                "optimization": {"rates": None},
+                "optimization": {"rates": {}},
             }
         },
     }

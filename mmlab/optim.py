@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
     depths: Mapping[str, int] | None = None,
-    rates: Mapping[str, float] | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Split what is trained by whether weight decay applies, by depth and by part, in the order given.
 
@@ -30,7 +31,7 @@ def parameter_groups(
         named_parameters: All that is trained at any time of the run, of a module. What is opened later is
             fixed now, but belongs to the optimizer from the start: it has no gradient and is passed over.
         depths: Depth of each by name, see :func:`scale_rates`; None: all of one depth.
-        rates: Factor of the learning rate of parts; None: one rate for all.
+        rates: Factor of the learning rate of parts.
 
     Raises:
         ValueError: If nothing is trained.
@@ -39,7 +40,7 @@ def parameter_groups(
     for name, parameter in named_parameters:
         vector = parameter.numel() == max(parameter.shape, default=1)
         exempt = vector or name.endswith("bias")
-        part = _part(name, rates or {})
+        part = _part(name, rates)
         found.setdefault((0 if depths is None else depths[name], part, exempt), []).append(parameter)
     if not found:
         raise ValueError(
@@ -50,7 +51,7 @@ def parameter_groups(
         kind: dict[str, Any] = {"name": "no_decay", "weight_decay": 0.0} if exempt else {"name": "decay"}
         groups.append(kind | {"params": found[depth, part, exempt]})
         if part:
-            groups[-1] |= {"name": f"{groups[-1]['name']}_{part}", "rate": (rates or {})[part]}
+            groups[-1] |= {"name": f"{groups[-1]['name']}_{part}", "rate": rates[part]}
         if depths is not None:
             groups[-1] |= {"name": f"{groups[-1]['name']}_{depth}", "depth": depth}
     return groups
@@ -148,16 +149,16 @@ class Optimization:
     layer_decay: float = 1.0
     """Factor of the learning rate from each block of an encoder to the one below it; 1: one rate for all.
     Between 0.65 and 0.9 is usual where pretrained encoders are trained whole."""
-    rates: Mapping[str, float] | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
     """Factor of the learning rate by part of the model, as `{image.encoder: 0.1}`: what is pretrained and
-    trained whole wants a tenth of what new parts and LoRA do. None: one rate for all."""
+    trained whole wants a tenth of what new parts and LoRA do."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: it is a factor above 0, at most 1")
-        if any(not rate > 0 for rate in (self.rates or {}).values()):
+        if any(not rate > 0 for rate in self.rates.values()):
             raise ValueError(
-                f"rates={dict(self.rates or {})}: they are factors above 0; freeze what shall not move"
+                f"rates={dict(self.rates)}: they are factors above 0; freeze what shall not move"
             )
 
     def build_optimizer(
@@ -181,7 +182,7 @@ class Optimization:
     def check_parts(self, names: Iterable[str]) -> None:
         """Raise ValueError for a part that none of these parameters, trained or not, belongs to."""
         known = list(names)
-        for part in self.rates or {}:
+        for part in self.rates:
             if not any(_part(name, [part]) for name in known):
                 raise ValueError(
                     f"optimization.rates: the model has no part {part!r}: name one by its path, such as "

@@ -208,9 +208,9 @@ class Policy:
         whole = [path for path, module in model.named_modules() if getattr(module, "full_precision", False)]
         for name, parameter in model.named_parameters():
             fixed = name not in self._stages and any(within(name, base) for base in self.bases)
-            fixed = fixed and not any(within(name, path) for path in whole)
+            spared = any(within(name, path) for path in whole)
             # Vectors are small, and batch normalisation needs its scale in the type of its statistics.
-            if fixed and parameter.is_floating_point() and parameter.ndim > 1:
+            if fixed and not spared and parameter.is_floating_point() and parameter.ndim > 1:
                 parameter.data = parameter.data.to(dtype)
 
     def _owner(self, name: str) -> str | None:

@@ -13,6 +13,9 @@ from mmlab.commands.action import ActionParser
 from mmlab.data.source import Source
 from mmlab.sources import catalog
 
+_PLACES = {"from_file": "--from", "out": "--out"}
+"""Where a data set is read from and written to: its settings, and the options that stand for them."""
+
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `mmlab data list | prepare | features`."""
@@ -96,14 +99,13 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     source = catalog.source_class(arguments.name)
-    given = {
-        key: getattr(arguments, key) for key in ("from_file", "out") if getattr(arguments, key) is not None
-    }
+    given = {key: value for key in _PLACES if (value := getattr(arguments, key)) is not None}
     taken = inspect.signature(source).parameters
     for key in given:
         if key not in taken:
-            option = {"from_file": "--from", "out": "--out"}[key]
-            raise ValueError(f"data set {arguments.name!r} takes no {option}: it is made on this machine")
+            raise ValueError(
+                f"data set {arguments.name!r} takes no {_PLACES[key]}: it is made on this machine"
+            )
     print(source(**given, **_settings(source, arguments.name, arguments.words)).prepare())
     return 0
 
@@ -117,10 +119,10 @@ def _settings(source: type[Source], name: str, words: Sequence[str]) -> dict[str
     from jsonargparse import ArgumentParser  # other actions need not wait for it
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    place = {"from_file", "out"} & inspect.signature(source).parameters.keys()
-    known = parser.add_class_arguments(source, skip=place)
+    places = {key: option for key, option in _PLACES.items() if key in inspect.signature(source).parameters}
+    known = parser.add_class_arguments(source, skip=set(places))
     try:
         return dict(vars(parser.parse_args(list(words))))
     except ArgumentError as error:
-        options = ", ".join([f"--{key}" for key in known] + ["--from", "--out"][: len(place)])
+        options = ", ".join([*(f"--{key}" for key in known), *places.values()])
         raise ValueError(f"{error}; settings of {name}: {options}") from error

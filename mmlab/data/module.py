@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mmlab.data.audio import AudioReader
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.features import Features
-from mmlab.data.fields import EACH, read_field
+from mmlab.data.fields import EACH
 from mmlab.data.image import ImageReader
 from mmlab.data.loader import Loader
 from mmlab.data.mixture import MixedOrder
@@ -24,7 +24,7 @@ from mmlab.data.order import EvaluationOrder, Order, TrainingOrder
 from mmlab.data.parts import Mixture, Split, Splits, open_samples
 from mmlab.data.plan import Loading, check_room, plan_training
 from mmlab.data.prompt import PromptReader
-from mmlab.data.reader import Reader, with_asked
+from mmlab.data.reader import Reader, read_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
@@ -212,7 +212,7 @@ class ShardData(LightningDataModule):
 
     def _named(self, setting: str, field: str) -> Named:
         def lacking(members: Mapping[str, bytes]) -> list[str]:
-            found = read_field(with_asked(members, [field], self.readers), field)
+            found = read_asked(members, field, self.readers)
             return [] if found else [field]
 
         return Named(f"loading.{setting}", lacking)
@@ -346,7 +346,7 @@ class ShardData(LightningDataModule):
 
     def field(self, split: Split, place: int, field: str) -> list[Any]:
         """The values of a field of the sample at a place; `each.` is one of the turn that is asked."""
-        return read_field(with_asked(self.read_raw(split, place).members, [field], self.readers), field)
+        return read_asked(self.read_raw(split, place).members, field, self.readers)
 
     def read_raw(self, split: Split, place: int) -> RawSample:
         """The bytes of the sample at a place, as in :attr:`mmlab.batch.Batch.place`."""

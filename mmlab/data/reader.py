@@ -6,14 +6,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
-from mmlab.data.fields import EACH
+from mmlab.data.fields import EACH, read_field
 
 
 class Rows(NamedTuple):
@@ -116,6 +116,11 @@ def with_asked(
     for reader in readers:
         members = {**members, **reader.asked(members)}
     return members
+
+
+def read_asked(members: Mapping[str, bytes], field: str, readers: Iterable[Reader]) -> list[Any]:
+    """The values of a field of a sample, or of the turn that evaluation asks; see :func:`read_field`."""
+    return read_field(with_asked(members, [field], readers), field)
 
 
 def pick(count: int, rng: Random) -> int:

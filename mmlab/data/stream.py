@@ -17,7 +17,7 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
 from mmlab.data.order import Order
 from mmlab.data.randomness import draw_seed
-from mmlab.data.reader import Reader, with_asked
+from mmlab.data.reader import Reader, read_asked, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.text import TextReader
 
@@ -148,7 +148,7 @@ class Stream:
         """The kind of sample; a slash would make another name of a score."""
         if self.kind_by is None:
             return ""
-        found = read_field(with_asked(members, [self.kind_by], self.readers), self.kind_by)
+        found = read_asked(members, self.kind_by, self.readers)
         return str(found[0]).replace("/", "-") if found else ""
 
     def _key(self, shard: int, sample: int) -> str:
@@ -162,8 +162,7 @@ class Stream:
         if self.group_by == "key":
             return stable_hash("key", raw.key)
         if self.group_by != "caption":
-            members = with_asked(raw.members, [self.group_by], self.readers)
-            values = read_field(members, self.group_by)
+            values = read_asked(raw.members, self.group_by, self.readers)
         else:
             captions = [] if self.text is None else self.text.captions(raw.members)
             values = [" ".join(caption.casefold().split()) for caption in captions[:1]]

@@ -151,7 +151,7 @@ class Released(Source):
         contents = self.read(files, annotations)
         for name, items in contents.splits.items():  # before hours of writing
             missing = sum(any(files.find(end) is None for end in item.media) for item in items)
-            self._check_lost(files, name, items, {MISSING: missing})
+            self._check_lost(files, name, items, missing)
         splits = {}
         for name, items in contents.splits.items():
             if items:
@@ -159,7 +159,8 @@ class Released(Source):
                 splits[name] = {**written.counts, "left_out": dict(written.left_out)}
                 for reason, number in written.left_out.items():
                     print(f"left out of {name}: {number} of {len(items)}: {reason}", file=sys.stderr)
-                self._check_lost(files, name, items, written.left_out)
+                lost = written.left_out.get(MISSING, 0) + written.left_out.get(BROKEN, 0)
+                self._check_lost(files, name, items, lost)
         for reason, number in contents.left_out.items():
             print(f"left out: {number}: {reason}", file=sys.stderr)
         if not splits:
@@ -169,11 +170,8 @@ class Released(Source):
             "left_out": dict(contents.left_out),
         }  # fmt: skip
 
-    def _check_lost(
-        self, files: ReleasedFiles, split: str, items: Sequence[Item], left_out: Mapping[str, int]
-    ) -> None:
+    def _check_lost(self, files: ReleasedFiles, split: str, items: Sequence[Item], lost: int) -> None:
         """Raise ValueError where so many media are missing or broken that it is another folder."""
-        lost = left_out.get(MISSING, 0) + left_out.get(BROKEN, 0)
         if lost > _LOST * len(items):
             wanted = next((end for item in items for end in item.media), "media")
             raise ValueError(

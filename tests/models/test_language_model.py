@@ -40,6 +40,16 @@ def samples(vocabulary: int, lengths: list[int] = LENGTHS) -> list[torch.Tensor]
     return [torch.randint(2, vocabulary, (length,)) for length in lengths]
 
 
+def assert_samples_do_not_meet(folder: Path, *, packing: bool = True) -> None:
+    """A model of 60 tokens gives the logits that transformers gives for each sample alone."""
+    model = LanguageModel(str(folder), packing=packing).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = samples(60)
+    wanted = torch.cat([plain(one[None]).logits[0] for one in ids])
+    got = model(model.embed(torch.cat(ids)), torch.tensor(LENGTHS), torch.arange(sum(LENGTHS)))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_logits_equal_those_of_each_sample_alone(folder: Path, packing: bool) -> None:
     model = LanguageModel(str(folder), packing=packing).double().eval()
@@ -103,11 +113,7 @@ def test_a_model_that_cannot_run_packed_is_refused_in_a_line(tmp_path: Path) -> 
     BloomForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"does not run with samples packed \(.*\): set packing to false"):
         LanguageModel(str(tmp_path))
-    model = LanguageModel(str(tmp_path), packing=False).eval()
-    ids = samples(60)
-    wanted = torch.cat([model.backbone(one[None]).logits[0] for one in ids])
-    got = model(model.embed(torch.cat(ids)), torch.tensor(LENGTHS), torch.arange(sum(LENGTHS)))
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    assert_samples_do_not_meet(tmp_path, packing=False)
 
 
 def test_media_get_the_size_of_embeddings_as_the_model_reads_them(tmp_path: Path) -> None:
@@ -128,12 +134,7 @@ def test_learned_positions_start_anew_in_every_sample(tmp_path: Path) -> None:
     GPT2LMHeadModel(
         GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     ).save_pretrained(tmp_path)
-    model = LanguageModel(str(tmp_path)).eval()
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    ids = samples(60)
-    wanted = torch.cat([plain(one[None]).logits[0] for one in ids])
-    got = model(model.embed(torch.cat(ids)), torch.tensor(LENGTHS), torch.arange(sum(LENGTHS)))
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    assert_samples_do_not_meet(tmp_path)
 
 
 def test_a_sample_beyond_a_sliding_window_is_refused(tmp_path: Path) -> None:
