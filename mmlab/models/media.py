@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmlab.batch import Input
 from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.pooling import Pooling
 
 
 class Resampler(nn.Module):
@@ -60,7 +61,7 @@ class _ResamplerLayer(nn.Module):
 
 
 class MediaTower(nn.Module):
-    """Encoder, then a resampler if any, then a projection into the space of a language model's embeddings."""
+    """Encoder, then fewer tokens if wanted, then a projection into the embeddings of a language model."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class MediaTower(nn.Module):
         *,
         dim: int,
         hidden: int | None = None,
-        resampler: Resampler | None = None,
+        resampler: Resampler | Pooling | None = None,
         dropout: float = 0.0,
         full_precision: bool = False,
     ) -> None:
@@ -78,7 +79,8 @@ class MediaTower(nn.Module):
             encoder: Gives the tokens of a row.
             dim: Size of the language model's embeddings.
             hidden: Width of the projection's hidden layer (LLaVA-1.5: Liu et al. 2023); None: it is linear.
-            resampler: Makes a fixed number of tokens of the encoder's; None keeps them all.
+            resampler: Makes a fixed number of tokens of the encoder's; a pooling makes one of each of its
+                parts. None keeps them all.
             dropout: Probability on what the projection reads.
             full_precision: Compute the tower in float32 where the run is in mixed precision. A small trained
                 convolutional encoder in bfloat16 can lose most of its gradient to rounding.
@@ -87,10 +89,10 @@ class MediaTower(nn.Module):
             ValueError: A resampler for tokens of another size.
         """
         super().__init__()
-        if resampler is not None and resampler.dim != encoder.dim:
+        if resampler is not None and resampler.dim not in {encoder.dim, None}:
             raise ValueError(
-                f"Resampler is made for tokens of size {resampler.dim}, but {type(encoder).__name__} gives "
-                f"{encoder.dim}: set its dim to {encoder.dim}"
+                f"{type(resampler).__name__} is made for tokens of size {resampler.dim}, but "
+                f"{type(encoder).__name__} gives {encoder.dim}: set its dim to {encoder.dim}"
             )
         self.encoder = encoder
         self.dim = dim
@@ -113,6 +115,9 @@ class MediaTower(nn.Module):
         whole = torch.autocast(inputs.data.device.type, enabled=False)
         with whole if self.full_precision else nullcontext():
             encoded = self.encoder(inputs)
-            if self.resampler is not None:
+            if isinstance(self.resampler, Pooling):
+                tokens = self.resampler(encoded).unflatten(1, (self.resampler.parts, -1))
+                encoded = Encoded(tokens, encoded.mask.new_ones(tokens.shape[:2]))
+            elif self.resampler is not None:
                 encoded = self.resampler(encoded)
             return Encoded(self.norm(self.projection(encoded.tokens)), encoded.mask)

@@ -28,9 +28,9 @@ def shard(root: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype | None = None
         root: A task; its children (model, objective) are called by their `forward` or `generate`.
         mesh: Of one axis, or of two: replicas, and shards of each.
         dtype: Type in which the matrices of blocks are gathered, where autocast would turn them into it
-            anyway: half the traffic, the same numbers. Vectors (biases, norms) and what stands around blocks
-            keep theirs. Gradients are averaged in float32 at least. None, or a torch before 2.15: the type of
-            the weights.
+            anyway: half the traffic, the same numbers. Vectors (biases, norms), what stands around blocks
+            and parts of `full_precision` keep theirs. Gradients are averaged in float32 at least. None, or
+            a torch before 2.15: the type of the weights.
 
     Raises:
         ValueError: A parameter of the root itself or one without dimensions; a mesh of another kind.
@@ -49,12 +49,27 @@ def shard(root: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype | None = None
     for child in root.children():
         if isinstance(child, FSDPModule) or not any(True for _ in child.parameters()):
             continue
+        whole = in_full_precision(child)
         for block in find_blocks(child):
-            fully_shard(block.module, mesh=mesh, mp_policy=_policy(block.module, dtype))
+            fully_shard(
+                block.module,
+                mesh=mesh,
+                mp_policy=_policy(block.module, None if block.module in whole else dtype),
+            )
         fully_shard(child, mesh=mesh, mp_policy=_policy(child, None))
         for entrance in _ENTRANCES:
             if hasattr(child, entrance):
                 register_fsdp_forward_method(child, entrance)
+
+
+def in_full_precision(module: nn.Module) -> set[nn.Module]:
+    """Modules that compute in the type of their weights in mixed precision too (`full_precision`)."""
+    return {
+        inner
+        for part in module.modules()
+        if getattr(part, "full_precision", False)
+        for inner in part.modules()
+    }
 
 
 def _policy(module: nn.Module, dtype: torch.dtype | None) -> MixedPrecisionPolicy:

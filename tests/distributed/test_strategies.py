@@ -112,8 +112,9 @@ def test_gradients_are_those_of_the_whole_model(ranks: Any, setting: str) -> Non
         assert counts[0] > 0
 
 
-def gathered_types(dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+def gathered_types(dtype: torch.dtype | None, whole: bool = False) -> dict[str, torch.dtype]:
     root = Root()
+    root.model[1].full_precision = whole  # type: ignore[assignment]
     shard(root, mesh(), dtype=dtype)
     seen: dict[str, torch.dtype] = {}
     layer = root.model[1][0]
@@ -132,7 +133,7 @@ def test_matrices_of_blocks_travel_in_the_type_of_autocast(ranks: Any) -> None:
     for found in ranks(gathered_types, half):
         matrix = half if can_gather_by_parameter() else single
         assert found == {"matrix": matrix, "vector": single, "around": single, "gradient": single}
-    for found in ranks(gathered_types, None):
+    for found in [*ranks(gathered_types, None), *ranks(gathered_types, half, True)]:
         assert set(found.values()) == {single}
 
 

@@ -15,6 +15,7 @@ from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.language_model import LanguageModel
 from mmlab.models.media import MediaTower, Resampler
 from mmlab.models.multimodal_lm import MultimodalLM
+from mmlab.models.pooling import AttentivePooling, SegmentPooling
 
 IMAGE, AUDIO = MARKERS[Modality.IMAGE], MARKERS[Modality.AUDIO]
 DIM = 32
@@ -206,6 +207,23 @@ def test_a_resampler_gives_as_many_tokens_as_it_has_queries(folder: Path, mixed:
     assert mask.all()
     with pytest.raises(ValueError, match="tokens of size 16, but Pixels gives 12: set its dim to 12"):
         MediaTower(Pixels(), dim=DIM, resampler=Resampler(16, queries=3))
+
+
+def test_a_pooling_gives_a_token_for_each_of_its_parts(mixed: Batch) -> None:
+    whole = MediaTower(Pixels(), dim=DIM)
+    tower = MediaTower(Pixels(), dim=DIM, resampler=SegmentPooling(2))
+    tower.load_state_dict(whole.state_dict())
+    assert mixed.image is not None
+    tokens, mask = tower(mixed.image)
+    assert tokens.shape == (5, 2, DIM)
+    assert mask.all()
+    quarters = whole.encoder(mixed.image).tokens
+    halves = quarters.unflatten(1, (2, 2)).mean(2)
+    torch.testing.assert_close(tokens, whole.norm(whole.projection(halves)))
+    with pytest.raises(
+        ValueError, match="AttentivePooling is made for tokens of size 16, but Pixels gives 12"
+    ):
+        MediaTower(Pixels(), dim=DIM, resampler=AttentivePooling(16))
 
 
 def test_tokens_of_media_start_at_the_size_of_embeddings(model: MultimodalLM, mixed: Batch) -> None:
