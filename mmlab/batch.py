@@ -81,6 +81,11 @@ class Input:
         }
         return replace(self, **changed)
 
+    def without(self, samples: Bool[Tensor, " samples"]) -> Input:
+        """The same rows, of which nobody owns those of some samples: they lack the modality."""
+        gone = samples[self.owner.clamp(min=0)]
+        return replace(self, owner=self.owner.masked_fill(gone, NOBODY), present=self.present & ~samples)
+
     def select(self, samples: Int64[Tensor, " chosen"]) -> Input:
         """Keep the rows of some samples, renumbered in the order given.
 
@@ -156,6 +161,11 @@ class Batch:
     def kind_of(self, sample: int) -> str:
         """Kind of a sample; empty where it is not known."""
         return self.kinds[sample] if self.kinds else ""
+
+    def modalities_of(self, sample: int) -> str:
+        """Names of the modalities that a sample has, joined by `+`; `none` where it has none."""
+        there = [modality.value for modality, inputs in self.inputs() if bool(inputs.present[sample])]
+        return "+".join(there) or "none"
 
     def inputs(self) -> Iterator[tuple[Modality, Input]]:
         """The modalities that this run reads, with their inputs."""

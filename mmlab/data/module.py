@@ -53,9 +53,9 @@ class ShardData(LightningDataModule):
         batch_size: int,
         source: Source | Mixture | None = None,
         splits: Splits = _SPLITS,
-        image: ImageReader | None = None,
-        text: TextReader | PromptReader | None = None,
-        audio: AudioReader | None = None,
+        image: ImageReader | SignalReader | None = None,
+        text: TextReader | PromptReader | SignalReader | None = None,
+        audio: AudioReader | SignalReader | None = None,
         signal: SignalReader | None = None,
         loading: Loading = _LOADING,
     ) -> None:
@@ -66,20 +66,28 @@ class ShardData(LightningDataModule):
             source: A public data set that brings its shards, or a mixture of several; None: `splits` says
                 where the shards are.
             splits: Which shards are what.
-            image: How pictures are read; None: they are not.
+            image: How pictures are read; None: they are not. A `SignalReader` reads features of them.
             text: How text is read; None: it is not.
             audio: How sounds are read; None: they are not.
             signal: How other signals are read; None: they are not.
             loading: How batches are formed and built.
 
         Raises:
-            ValueError: No modality is read, or a turn's field is named where no reader knows turns.
+            ValueError: No modality is read, one by the reader of another, or a turn's field is named where no
+                reader knows turns.
         """
         super().__init__()
         self.batch_size = batch_size
         self.source = source
         self.splits = splits
-        readers = [r for r in (image, text, audio, signal) if r is not None]
+        given = {"image": image, "text": text, "audio": audio, "signal": signal}
+        for name, reader in given.items():
+            if reader is not None and reader.modality != name:
+                raise ValueError(
+                    f"data.{name} has a {type(reader).__name__} for {reader.modality}: set its modality to "
+                    f"{name}"
+                )
+        readers = [reader for reader in given.values() if reader is not None]
         self.readers: tuple[Reader, ...] = tuple(reader.beside(readers) for reader in readers)
         self.loading = loading
         if not self.readers:

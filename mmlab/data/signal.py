@@ -1,4 +1,4 @@
-"""Other signals (touch, motion, precomputed features): plain arrays [steps, channels] from .npy members."""
+"""Plain arrays [steps, channels] from .npy members: touch, motion, features that others have computed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,14 @@ class SignalReader(Reader):
 
     modality = Modality.SIGNAL
 
-    def __init__(self, member: str = "npy", *, channels: int, max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        member: str = "npy",
+        *,
+        channels: int,
+        max_steps: int | None = None,
+        modality: str = "signal",
+    ) -> None:
         """Settings.
 
         Args:
@@ -73,10 +80,14 @@ class SignalReader(Reader):
                 arrays of Python objects are never loaded.
             channels: Width of every step.
             max_steps: Longer signals are cut: in training to a random part, in evaluation to the beginning.
+            modality: What the array stands for: features of text, sounds or pictures that others have
+                computed are read in the place of these (`data.text`, ...).
         """
         self.member = member
         self.channels = channels
         self.max_steps = max_steps
+        if modality != self.modality:
+            self.modality = Modality(modality)
 
     def describe(self) -> str:
         """The extension that it reads."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torchmetrics import Metric
 
 from mmlab import collectives
@@ -38,6 +40,8 @@ class Answered(NamedTuple):
     """Name of the source, where the run reads several."""
     kind: str = ""
     """Kind of question, where the run reads it."""
+    present: str = ""
+    """The modalities that the sample has, joined by `+`."""
 
 
 class TextScore(ABC):
@@ -100,18 +104,22 @@ class TextMetrics(Metric):
         """All scores, each of the answers that it takes. Every rank must call it.
 
         Where there are several sources, `<name>@<source>` is what an evaluation of that source alone gives;
-        `<name>@<kind>` likewise, for the 100 commonest kinds that are not called like a source.
+        `<name>@<kind>` likewise, for the 100 commonest kinds that are not called like a source. Where samples
+        have different modalities, `<name>@<modality>+<modality>` is the score of those with just these.
         """
         answers = self.answered()
         found = self._scores(answers)
         sources = {one.source for one in answers} | {""}
         kinds = Counter(one.kind for one in answers if one.kind not in sources).most_common(_KINDS)
         shown = {kind for kind, _ in kinds}
+        patterns = {one.present for one in answers}
         parts: dict[str, list[Answered]] = defaultdict(list)
         for one in answers:
             parts[one.source].append(one)
             if one.kind in shown:
                 parts[one.kind].append(one)
+            if len(patterns) > 1 and one.present not in sources | shown:
+                parts[one.present].append(one)
         for part in sorted(parts.keys() - {""}):
             found |= {f"{name}@{part}": value for name, value in self._scores(parts[part]).items()}
         return found
@@ -125,12 +133,16 @@ class TextMetrics(Metric):
         return found
 
 
+def groups(answers: Sequence[Answered]) -> Int64[Tensor, " answers"]:
+    """The groups of answers, numbered."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(one.group for one in answers))}
+    return torch.tensor([numbers[one.group] for one in answers])
+
+
 def with_interval(name: str, values: Sequence[float], answers: Sequence[Answered]) -> dict[str, float]:
     """The mean of a score, and its 95 % interval over groups of samples."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(one.group for one in answers))}
-    group = torch.tensor([numbers[one.group] for one in answers])
     value = torch.tensor(values, dtype=torch.float64)
-    interval = bootstrap_interval([Scores(value, group)], seed=0)
+    interval = bootstrap_interval([Scores(value, groups(answers))], seed=0)
     return {name: float(value.mean()), f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

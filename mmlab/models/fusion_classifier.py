@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmlab.batch import Batch, Modality
 from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.missing import Substitution, leave_out
 from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.heads import ClassificationHead
 
@@ -36,6 +37,8 @@ class FusionClassifier(nn.Module):
         text: FusionTower | None = None,
         audio: FusionTower | None = None,
         signal: FusionTower | None = None,
+        modality_dropout: float = 0.0,
+        missing: Substitution | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -46,11 +49,19 @@ class FusionClassifier(nn.Module):
             text: Of text.
             audio: Of sounds.
             signal: Of signals.
+            modality_dropout: Probability that training leaves a modality of a sample out, never all of them.
+            missing: What stands in the place of a modality that a sample lacks; None: the fusion leaves it
+                out.
 
         Raises:
-            ValueError: An encoder of another modality, or a fusion or head that is made for others.
+            ValueError: An encoder of another modality; a fusion, a head or a substitution that is made for
+                others; a probability outside [0, 1).
         """
         super().__init__()
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout={modality_dropout}: it must be at least 0 and below 1")
+        self.modality_dropout = modality_dropout
+        self.missing = missing
         self.image = image
         self.text = text
         self.audio = audio
@@ -65,11 +76,12 @@ class FusionClassifier(nn.Module):
                     f"{tower.encoder.modality}: move it to that tower"
                 )
         made_for = {modality.value: size for modality, size in fusion.dims.items()}
-        if made_for != dims:
-            raise ValueError(
-                f"the towers give {dims}, but {type(fusion).__name__} is made for dims={made_for}: set it to "
-                "what they give"
-            )
+        for part, found in ((fusion, made_for), (missing, None if missing is None else missing.dims)):
+            if found is not None and found != dims:
+                raise ValueError(
+                    f"the towers give {dims}, but {type(part).__name__} is made for dims={found}: set it to "
+                    "what they give"
+                )
         if head.dim != fusion.dim:
             raise ValueError(
                 f"{type(head).__name__} is made for dim={head.dim}, but {type(fusion).__name__} gives "
@@ -98,4 +110,8 @@ class FusionClassifier(nn.Module):
                     f"add it there, or remove the tower `{modality}`"
                 )
             encoded[modality] = tower(inputs)
+        if self.training and self.modality_dropout > 0:
+            encoded = leave_out(encoded, self.modality_dropout)
+        if self.missing is not None:
+            encoded = self.missing(encoded)
         return Classified(self.head(self.fusion(encoded)), batch.valid, batch.place)

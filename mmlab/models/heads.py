@@ -6,13 +6,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.pooling import MeanPooling
+from mmlab.models.pooling import MeanPooling, Pooling
 
 
 class ClassificationHead(nn.Module):
-    """Logits of each sample, from the mean of its tokens: norm, a hidden layer if wanted, a linear layer."""
+    """Logits of each sample, from its tokens: pooling, norm, a hidden layer if wanted, a linear layer."""
 
-    def __init__(self, dim: int, *, classes: int, hidden: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        classes: int,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        pooling: Pooling | None = None,
+    ) -> None:
         """Make the layers.
 
         Args:
@@ -20,15 +28,17 @@ class ClassificationHead(nn.Module):
             classes: Number of logits.
             hidden: Width of the hidden layer; None: there is none.
             dropout: Probability on what the last linear layer reads.
+            pooling: Makes one vector of the tokens; None takes their mean.
         """
         super().__init__()
         self.dim = dim
         self.classes = classes
-        self.pooling = MeanPooling()
-        layers: list[nn.Module] = [nn.LayerNorm(dim)]
+        self.pooling = MeanPooling() if pooling is None else pooling
+        size = dim * self.pooling.parts
+        layers: list[nn.Module] = [nn.LayerNorm(size)]
         if hidden is not None:
-            layers += [nn.Linear(dim, hidden), nn.GELU()]
-        layers += [nn.Dropout(dropout), nn.Linear(dim if hidden is None else hidden, classes)]
+            layers += [nn.Linear(size, hidden), nn.GELU()]
+        layers += [nn.Dropout(dropout), nn.Linear(size if hidden is None else hidden, classes)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "samples classes"]:

@@ -35,6 +35,22 @@ class MeanPooling(Pooling):
         return tokens.sum(dim=1) / valid.sum(dim=1)
 
 
+class StatisticsPooling(Pooling):
+    """The mean and the deviation of the valid tokens (x-vectors: Snyder et al. 2018, section 2.1)."""
+
+    parts = 2
+
+    def forward(self, encoded: Encoded) -> Float[Tensor, "rows parts_dim"]:
+        """Pool every row."""
+        valid = encoded.mask[:, :, None]
+        tokens = encoded.tokens.float().masked_fill(~valid, 0)
+        count = valid.sum(dim=1)
+        mean = tokens.sum(dim=1) / count
+        spread = (tokens - mean[:, None]).masked_fill(~valid, 0).square().sum(dim=1) / count
+        # The root of zero has no derivative.
+        return torch.cat([mean, (spread + 1e-8).sqrt()], dim=1)
+
+
 class FirstTokenPooling(Pooling):
     """The first token: the class token of BERT and of most ViTs."""
 

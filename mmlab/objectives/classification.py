@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mmlab import collectives
-from mmlab.objectives.loss import Loss, Share
+from mmlab.objectives.loss import Loss, mean_of
 
 
 def soft_cross_entropy(
@@ -60,8 +58,4 @@ class SoftCrossEntropy(nn.Module):
             place: Of each sample.
         """
         losses = soft_cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        weight = target.float().sum(dim=1)
-        total = collectives.total(weight.sum())
-        # Ranks have targets of different weight; the mean of what they return is the mean over all of them.
-        share = torch.where(total > 0, total, 1.0) / collectives.world_size()
-        return Loss(losses.sum() / share, (Share(losses.detach(), weight, place),))
+        return mean_of(losses, target.float().sum(dim=1), place)

@@ -34,6 +34,26 @@ class Loss(NamedTuple):
     """Empty: what a sample adds is not known."""
 
 
+def mean_of(
+    losses: Float[Tensor, " samples"],
+    weight: Float[Tensor, " samples"],
+    place: Int64[Tensor, " samples"],
+) -> Loss:
+    """Sum of losses over sum of weights in the global batch; 0 where no sample of any rank has weight.
+
+    Every rank must call it.
+
+    Args:
+        losses: What this rank's samples add, 0 where one takes no part.
+        weight: What each counts for.
+        place: Of each sample.
+    """
+    total = collectives.total(weight.sum())
+    # Ranks have samples of different weight; the mean of what they return is the mean over all of them.
+    share = torch.where(total > 0, total, 1.0) / collectives.world_size()
+    return Loss(losses.sum() / share, (Share(losses.detach(), weight, place),))
+
+
 def losses_by_source(losses: Mapping[str, Loss], batch: Batch) -> dict[str, float]:
     """The losses of each source of a mixture in a global batch; every rank must call it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from mmlab.assets.progress import progress
 from mmlab.data.shards import write_shards
@@ -44,6 +47,8 @@ class Item(NamedTuple):
     media: tuple[str, ...] = ()
     """Its pictures and sounds: ends of names in the release. One is written as `jpg`, `png`, `ogg`, ...; of
     several each is written with its place, `0.jpg`, `1.jpg`, ..."""
+    arrays: Mapping[str, Sequence[float]] = {}
+    """Features, a member each in numpy's format, by extension (`text.npy`): float32, one step."""
 
 
 class Written(NamedTuple):
@@ -94,7 +99,9 @@ def write_items(
             keys.add(key)
             counts.update({"samples": 1, "media": len(media)})
             counts.update({what: len(item.about[what]) for what in _COUNTED if what in item.about})
-            yield {"__key__": key, **media, "json": _utf8(json.dumps(item.about, ensure_ascii=False))}
+            arrays = {extension: _array(values) for extension, values in item.arrays.items()}
+            about = _utf8(json.dumps(item.about, ensure_ascii=False))
+            yield {"__key__": key, **media, **arrays, "json": about}
 
     with progress(f"writing {split}", total=len(items), in_bytes=False) as show:
         written = samples(show)
@@ -141,6 +148,13 @@ def _ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_O
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _array(values: Sequence[float]) -> bytes:
+    """One step in numpy's format."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(values, dtype=np.float32)[None], allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _plain(key: str) -> str:

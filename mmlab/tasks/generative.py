@@ -45,6 +45,7 @@ def beside(answer: Answer, batch: Batch) -> Answered:
         whole=answer.whole,
         source=batch.source_of(answer.sample),
         kind=batch.kind_of(answer.sample),
+        present=batch.modalities_of(answer.sample),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from fused import DIMS, FUSIONS, TOKENS, encoded, make
 from torch import Tensor
 
 from mmlab.batch import NOBODY, Input, Modality
@@ -13,35 +14,10 @@ from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.concatenation import ConcatenationFusion
 from mmlab.models.fusion.fusion import Fusion
 from mmlab.models.fusion.product import ProductFusion
+from mmlab.models.fusion.tensor import LowRankTensorFusion, TensorFusion
 from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.fusion.weighted_sum import WeightedSumFusion
 from mmlab.models.pooling import AttentivePooling, SegmentPooling
-
-DIMS = {"image": 6, "text": 4, "signal": 3}
-TOKENS = {"image": [2, 2, 2, 0], "text": [3, 1, 0, 0], "signal": [1, 0, 1, 0]}
-"""Of each of four samples; the last one has nothing at all."""
-FUSIONS = [ProductFusion, ConcatenationFusion]
-
-
-def make(kind: type[Fusion]) -> Fusion:
-    """With norms and missing vectors that do something."""
-    torch.manual_seed(0)
-    fusion = kind(DIMS, dim=5)
-    for parameter in fusion.parameters():
-        torch.nn.init.normal_(parameter)
-    return fusion
-
-
-def encoded(seed: int = 0) -> dict[Modality, Encoded]:
-    """What stands in the place of absent tokens is poison."""
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, counts in TOKENS.items():
-        mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        tokens = torch.randn(*mask.shape, DIMS[name], generator=generator)
-        made[Modality(name)] = Encoded(
-            tokens.masked_fill(~mask[:, :, None], torch.nan).requires_grad_(), mask
-        )
-    return made
 
 
 def normal(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -60,6 +36,10 @@ def by_hand(fusion: Fusion, given: Mapping[Modality, Encoded], sample: int) -> T
             if has[modality]:
                 product *= (layer.weight.double() @ normal(means[modality], norm) + layer.bias).tanh()
         return product
+    if isinstance(fusion, WeightedSumFusion):
+        return weighted(fusion, means, has)
+    if isinstance(fusion, TensorFusion | LowRankTensorFusion):
+        return outer(fusion, means, has)
     assert isinstance(fusion, ConcatenationFusion)
     parts = [
         normal(means[m], fusion.norms[m.value]) if has[m] else fusion.missing[m.value].double()
@@ -69,24 +49,67 @@ def by_hand(fusion: Fusion, given: Mapping[Modality, Encoded], sample: int) -> T
     return torch.nn.functional.gelu(layer.weight.double() @ torch.cat(parts) + layer.bias.double())
 
 
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_against_the_formula_in_float64(kind: type[Fusion]) -> None:
+def weighted(
+    fusion: WeightedSumFusion, means: Mapping[Modality, Tensor], has: Mapping[Modality, bool]
+) -> Tensor:
+    parts = {
+        m: normal(means[m], fusion.norms[m.value]) if has[m] else torch.zeros(n)
+        for m, n in fusion.dims.items()
+    }
+    scores = torch.zeros(len(parts), dtype=torch.float64)
+    if fusion.importance is not None:
+        scores = fusion.importance.double()
+    if fusion.gate is not None:
+        side_by_side = torch.cat([part.double() for part in parts.values()])
+        scores = fusion.gate.weight.double() @ side_by_side + fusion.gate.bias.double()
+    total, sum_of_weights = torch.zeros(fusion.dim, dtype=torch.float64), 0.0
+    for score, (modality, part) in zip(scores, parts.items(), strict=True):
+        if has[modality]:
+            layer = fusion.layers[modality.value]
+            total += score.exp() * (layer.weight.double() @ part.double() + layer.bias.double()).tanh()
+            sum_of_weights += float(score.detach().exp())
+    return total / max(sum_of_weights, 1e-300)
+
+
+def outer(
+    fusion: TensorFusion | LowRankTensorFusion, means: Mapping[Modality, Tensor], has: Mapping[Modality, bool]
+) -> Tensor:
+    """The product of all factors, made in full, and the weight as a whole tensor."""
+    factors = []
+    for modality in fusion.dims:
+        norm, layer, _ = fusion.factors.layers[modality.value]
+        said = torch.zeros(layer.out_features, dtype=torch.float64)
+        if has[modality]:
+            said = (layer.weight.double() @ normal(means[modality], norm) + layer.bias.double()).relu()
+        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), said]))
+    product = torch.einsum("i,j,k->ijk", *factors)
+    if isinstance(fusion, TensorFusion):
+        return fusion.layer.weight.double() @ product.flatten() + fusion.layer.bias.double()
+    maps = [fusion.maps[modality.value].double() for modality in fusion.dims]
+    weight = torch.einsum("r,rid,rjd,rkd->ijkd", fusion.weight.double(), *maps)
+    return torch.einsum("ijkd,ijk->d", weight, product) + fusion.bias.double()
+
+
+@pytest.mark.parametrize(
+    "kind", ["product", "concatenation", "equal", "learned", "gated", "tensor", "low_rank"]
+)
+def test_against_the_formula_in_float64(kind: str) -> None:
     fusion = make(kind)
     given = encoded()
     fused = fusion(given)
-    assert fused.tokens.shape == (4, 1, 5)
+    assert fused.tokens.shape == (4, 1, 6)
     assert fused.mask.all()
     for sample in range(4):
         expected = by_hand(fusion, given, sample)
-        torch.testing.assert_close(fused.tokens[sample, 0].double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused.tokens[sample, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sample_without_anything_is_the_empty_product() -> None:
-    assert torch.equal(make(ProductFusion)(encoded()).tokens[3, 0], torch.ones(5))
+    assert torch.equal(make("product")(encoded()).tokens[3, 0], torch.ones(6))
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_a_modality_that_no_sample_has_still_reaches_its_tower(kind: type[Fusion]) -> None:
+def test_a_modality_that_no_sample_has_still_reaches_its_tower(kind: str) -> None:
     """With zeros: ranks that have it and ranks that do not reduce the same gradients."""
     fusion, given = make(kind), encoded()
     none = torch.zeros_like(given[Modality.TEXT].mask)
@@ -102,7 +125,7 @@ def test_a_modality_that_no_sample_has_still_reaches_its_tower(kind: type[Fusion
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_gradients_reach_what_is_there_and_only_that(kind: type[Fusion]) -> None:
+def test_gradients_reach_what_is_there_and_only_that(kind: str) -> None:
     fusion, given = make(kind), encoded()
     fusion(given).tokens.square().sum().backward()
     for name, counts in TOKENS.items():
@@ -111,10 +134,25 @@ def test_gradients_reach_what_is_there_and_only_that(kind: type[Fusion]) -> None
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_samples_do_not_see_each_other(kind: type[Fusion]) -> None:
+def test_samples_do_not_see_each_other(kind: str) -> None:
     fusion, given = make(kind), encoded()
     alone = {m: Encoded(e.tokens[1:2], e.mask[1:2]) for m, e in given.items()}
-    torch.testing.assert_close(fusion(alone).tokens, fusion(given).tokens[1:2])
+    (together, mask), (single, own) = fusion(given), fusion(alone)
+    torch.testing.assert_close(single[own], together[1][mask[1]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_every_sample_has_a_token_and_poison_stays_behind_the_mask(kind: str) -> None:
+    tokens, mask = make(kind)(encoded())
+    assert mask.any(dim=1).all()
+    assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_the_order_in_which_modalities_come_does_not_matter(kind: str) -> None:
+    fusion, given = make(kind), encoded()
+    turned = {modality: given[modality] for modality in reversed(given)}
+    assert torch.equal(fusion(turned).tokens, fusion(given).tokens)
 
 
 def test_dropout_is_on_the_result() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -26,7 +27,14 @@ class WhisperEncoder(Encoder):
 
     modality = Modality.AUDIO
 
-    def __init__(self, name: str, *, pretrained: bool = True, num_layers: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = True,
+        num_layers: int | None = None,
+        every_layer: bool = False,
+    ) -> None:
         """Load the model.
 
         Args:
@@ -34,6 +42,9 @@ class WhisperEncoder(Encoder):
             pretrained: False starts from random weights.
             num_layers: Keep the first layers only. In the middle of a speech recogniser stands more of how
                 something was said than at its end: for emotions from whisper-tiny.en, 3 of 4 layers did best.
+            every_layer: Give what the first layer reads and what each layer says side by side, for a
+                :class:`~mmlab.models.layer_mix.LayerMix` of `layers + 1` to weigh: tokens are as many times
+                as large. The last stands behind the final norm, as in transformers.
 
         Raises:
             ValueError: No such model, or it has fewer layers.
@@ -41,7 +52,7 @@ class WhisperEncoder(Encoder):
         super().__init__()
         self.name = name
         self.backbone = load_whisper_encoder(name, pretrained=pretrained)
-        self.dim = self.backbone.config.d_model
+        self.every_layer = every_layer
         self.log_mel = LogMel(self.backbone.config.num_mel_bins)
         if num_layers is not None:
             available = len(self.backbone.layers)
@@ -50,6 +61,7 @@ class WhisperEncoder(Encoder):
                     f"num_layers={num_layers}: {name!r} has {available}, choose 1 to {available}"
                 )
             self.backbone.layers = self.backbone.layers[:num_layers]
+        self.dim = self.backbone.config.d_model * (1 + len(self.backbone.layers) * every_layer)
 
     def encode(self, inputs: Input) -> Encoded:
         """Encode waveforms, float32 [rows, samples] in [-1, 1].
@@ -73,9 +85,12 @@ class WhisperEncoder(Encoder):
         # A token is two frames; the last may be half filled.
         mask = frames[:, ::2]
         attention = mask[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+        seen = []
         for layer in self.backbone.layers:
+            seen.append(tokens)
             tokens = layer(tokens, attention)
-        return Encoded(self.backbone.layer_norm(tokens), mask)
+        tokens = self.backbone.layer_norm(tokens)
+        return Encoded(torch.cat([*seen, tokens], dim=2) if self.every_layer else tokens, mask)
 
     def _convolve(
         self, mel: Float[Tensor, "rows mels frames"], frames: Bool[Tensor, "rows frames"]

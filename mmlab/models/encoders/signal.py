@@ -1,9 +1,8 @@
-"""Plain arrays over time (touch, motion, physiology) by a small network that is trained from scratch."""
+"""Plain arrays by small networks that are trained from scratch: over time, or step by step."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,7 @@ class SignalEncoder(Encoder):
         kernel_size: int = 5,
         stride: int = 1,
         dropout: float = 0.0,
+        modality: str = "signal",
     ) -> None:
         """Build the network.
 
@@ -45,6 +45,7 @@ class SignalEncoder(Encoder):
             kernel_size: Time steps that the convolution sees; odd.
             stride: Time steps per token.
             dropout: Probability in the transformer layers.
+            modality: What the arrays stand for; see :class:`mmlab.data.signal.SignalReader`.
 
         Raises:
             ValueError: Sizes that do not fit together.
@@ -54,6 +55,7 @@ class SignalEncoder(Encoder):
             raise ValueError(f"dim={dim} must be even and a multiple of num_heads={num_heads}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd: use {kernel_size + 1}")
+        self.modality = Modality(modality)
         self.dim = dim
         self.stride = stride
         self.convolution = nn.Conv1d(channels, dim, kernel_size, stride, padding=kernel_size // 2)
@@ -79,9 +81,49 @@ class SignalEncoder(Encoder):
 
     def example(self) -> Input:
         """A few steps of all channels."""
-        blank = super().example()
-        data = blank.data.expand(-1, -1, self.convolution.in_channels)
-        return replace(blank, data=data.to(self.convolution.weight.dtype))
+        return _steps(self.convolution.in_channels, self.convolution.weight.dtype)
+
+
+class FeatureEncoder(Encoder):
+    """Features that others have computed, each step by itself: y = gelu(W dropout(x) + b).
+
+    Bring each feature to about unit scale before: the sources of mmlab do.
+    """
+
+    modality = Modality.SIGNAL
+
+    def __init__(
+        self, channels: int, *, dim: int = 128, dropout: float = 0.0, modality: str = "signal"
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            channels: Features of a step.
+            dim: Size of a token's features.
+            dropout: Probability on what is read.
+            modality: What the features are of.
+        """
+        super().__init__()
+        self.modality = Modality(modality)
+        self.dim = dim
+        self.layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, dim), nn.GELU())
+
+    def encode(self, inputs: Input) -> Encoded:
+        """Encode arrays, float32 [rows, steps, channels]."""
+        assert inputs.mask is not None, "features without lengths"
+        return Encoded(self.layer(inputs.data.masked_fill(~inputs.mask[:, :, None], 0)), inputs.mask)
+
+    def example(self) -> Input:
+        """A few steps of all features."""
+        linear = self.layer[1]
+        assert isinstance(linear, nn.Linear)
+        return _steps(linear.in_features, linear.weight.dtype)
+
+
+def _steps(channels: int, dtype: torch.dtype) -> Input:
+    one = torch.ones(1, dtype=torch.int64)
+    data = torch.zeros(1, 16, channels, dtype=dtype)
+    return Input(data, owner=one - 1, present=one.bool(), length=one * 16)
 
 
 def sinusoids(steps: int, dim: int) -> Float[Tensor, "steps dim"]:

@@ -42,23 +42,30 @@ class TransformerLayer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, tokens: Float[Tensor, "rows tokens dim"], mask: Bool[Tensor, "rows 1 #tokens tokens"]
+        self,
+        tokens: Float[Tensor, "rows tokens dim"],
+        mask: Bool[Tensor, "rows 1 #tokens seen"],
+        *,
+        context: Float[Tensor, "rows seen dim"] | None = None,
     ) -> Float[Tensor, "rows tokens dim"]:
         """Run the layer.
 
         Args:
             tokens: Of all rows.
             mask: True where a token (third dim) sees another (fourth); each sees at least one.
+            context: What the tokens look at; None: each other.
         """
-        tokens = tokens + self.dropout(self._attend(self.attention_norm(tokens), mask))
+        queries = self.attention_norm(tokens)
+        seen = queries if context is None else self.attention_norm(context)
+        tokens = tokens + self.dropout(self._attend(queries, seen, mask))
         inside = self.dropout(F.gelu(self.widen(self.feedforward_norm(tokens))))
         tokens = tokens + self.dropout(self.narrow(inside))
         return tokens
 
-    def _attend(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         query, key, value = (
-            layer(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(read).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for layer, read in ((self.query, tokens), (self.key, context), (self.value, context))
         )
         dropout = self.dropout.p if self.training else 0.0
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -1,0 +1,182 @@
+"""Tokens of all modalities as the nodes of a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from mmlab.batch import Modality
+from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
+from mmlab.models.fusion.transformer import check_heads
+
+Edges = Literal["all", "within", "between", "near"]
+
+
+class GraphFusion(Fusion):
+    """Graph attention over the tokens of all modalities: words, regions, objects, moments.
+
+    Nodes are projected tokens (:class:`SharedSpace`). Edges lead between all nodes, `within` a modality,
+    `between` modalities, or where nodes are `near` each other (:func:`near`); every node has one to itself.
+    With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
+    """
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        *,
+        dim: int,
+        edges: Edges = "all",
+        reach: float = 0.25,
+        keep: int | None = None,
+        num_layers: int = 2,
+        num_heads: int = 4,
+    ) -> None:
+        """Make the layers.
+
+        Args:
+            dims: Size of the tokens of each modality, by its name.
+            dim: Size of the result.
+            edges: Which nodes may listen to which.
+            reach: How far apart nodes may be that are `near`, as a share of the picture's side or the length.
+            keep: Edges of each node that are used, the best ones; None: all.
+            num_layers: Layers, each of graph attention and a feed-forward network.
+            num_heads: Attention heads; they divide `dim`.
+
+        Raises:
+            ValueError: `num_heads` does not divide `dim`, or `keep` is below 1.
+        """
+        super().__init__(dims, dim=dim)
+        check_heads(dim, num_heads)
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep={keep}: every node listens to one other at least")
+        self.edges: Edges = edges
+        self.reach = reach
+        self.space = SharedSpace(self.dims, dim=dim)
+        self.layers = nn.ModuleList(
+            GraphLayer(dim, num_heads=num_heads, relations=len(self.dims) ** 2, keep=keep)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, encoded: Mapping[Modality, Encoded]) -> Encoded:
+        """Fuse the modalities of every sample; a node for each token."""
+        parts = self.space(encoded)
+        tokens, mask = never_empty(put_together(parts))
+        kind = torch.cat(
+            [mask.new_full((part.mask.shape[1],), n).long() for n, part in enumerate(parts.values())]
+        )
+        edge = self._edges(parts, kind) & mask[:, None, :]
+        edge = edge | torch.eye(len(kind), dtype=torch.bool, device=mask.device)
+        relation = kind[:, None] * len(self.dims) + kind[None, :]
+        for layer in self.layers:
+            tokens = layer(tokens, edge, relation)
+        return Encoded(self.norm(tokens).masked_fill(~mask[:, :, None], 0), mask)
+
+    def _edges(
+        self, parts: Mapping[Modality, Encoded], kind: Int64[Tensor, " nodes"]
+    ) -> Bool[Tensor, "#samples nodes nodes"]:
+        same = (kind[:, None] == kind[None, :])[None]
+        if self.edges == "all":
+            return torch.ones_like(same)
+        if self.edges == "near":
+            return near([place_of(modality, part.mask) for modality, part in parts.items()], self.reach)
+        return same if self.edges == "within" else ~same
+
+
+class GraphLayer(nn.Module):
+    """Graph attention (GATv2: Brody et al. 2022, arXiv:2105.14491, eq. 7), then a feed-forward network.
+
+    e_ij = a . leaky_relu(W_q h_i + W_k h_j + r_ij), with a vector r for each pair of kinds of nodes;
+    h_i + W_o sum_j softmax_j(e_ij) W_v h_j. Both parts stand behind a norm and are added.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, relations: int, keep: int | None = None) -> None:
+        """Make the layers.
+
+        Args:
+            dim: Size of a node.
+            num_heads: Attention heads; they divide `dim`.
+            relations: Kinds of edges.
+            keep: See :class:`GraphFusion`.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.keep = keep
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.relation = nn.Embedding(relations, dim)
+        self.score = nn.Parameter(torch.randn(num_heads, dim // num_heads) / math.sqrt(dim // num_heads))
+        self.feedforward_norm = nn.LayerNorm(dim)
+        self.widen = nn.Linear(dim, 4 * dim)
+        self.narrow = nn.Linear(4 * dim, dim)
+        nn.init.zeros_(self.relation.weight)
+
+    def forward(
+        self,
+        nodes: Float[Tensor, "samples nodes dim"],
+        edge: Bool[Tensor, "samples nodes nodes"],
+        relation: Int64[Tensor, "nodes nodes"],
+    ) -> Float[Tensor, "samples nodes dim"]:
+        """Run the layer.
+
+        Args:
+            nodes: Of all samples.
+            edge: True where a node (second dim) listens to another (third); each to one at least.
+            relation: Kind of each edge.
+        """
+        read = self.attention_norm(nodes)
+        query, key, value = (layer(read) for layer in (self.query, self.key, self.value))
+        pair = query[:, :, None] + key[:, None] + self.relation(relation)
+        score = torch.einsum(
+            "bijhd,hd->bhij", F.leaky_relu(pair.unflatten(3, (self.num_heads, -1)), 0.2), self.score
+        )
+        score = score.masked_fill(~edge[:, None], -torch.inf)
+        if self.keep is not None and self.keep < score.shape[-1]:
+            least = score.topk(self.keep, dim=-1).values[..., -1:]
+            score = score.masked_fill(score < least, -torch.inf)
+        heard = torch.einsum(
+            "bhij,bjhd->bihd", score.softmax(dim=-1), value.unflatten(2, (self.num_heads, -1))
+        )
+        nodes = nodes + self.out(heard.flatten(2))
+        return nodes + torch.as_tensor(self.narrow(F.gelu(self.widen(self.feedforward_norm(nodes)))))
+
+
+def place_of(
+    modality: Modality, mask: Bool[Tensor, "samples tokens"]
+) -> Float[Tensor, "samples tokens axes"]:
+    """Where tokens stand, in [0, 1]: row and column in a picture, the place in the order otherwise.
+
+    A picture whose tokens form a square has them row by row; the samples' steps are spread evenly over them.
+    """
+    side = math.isqrt(mask.shape[1])
+    if modality is Modality.IMAGE and side > 1 and side**2 == mask.shape[1]:
+        step = (torch.arange(side, device=mask.device) + 0.5) / side
+        return torch.cartesian_prod(step, step).expand(len(mask), -1, -1)
+    order = mask.long().cumsum(dim=1) - 0.5
+    return (order / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
+
+
+def near(places: list[Float[Tensor, "samples _ _"]], reach: float) -> Bool[Tensor, "samples nodes nodes"]:
+    """Which nodes of a list of modalities are near each other: at most `reach` apart on every axis.
+
+    Between a modality with one axis and one with two, which have none in common, every two nodes are.
+    """
+    rows = []
+    for one in places:
+        row = []
+        for other in places:
+            if one.shape[2] == other.shape[2]:
+                apart = (one[:, :, None] - other[:, None]).abs().amax(dim=3)
+                row.append(apart <= reach)
+            else:
+                row.append(torch.ones(*one.shape[:2], other.shape[1], dtype=torch.bool, device=one.device))
+        rows.append(torch.cat(row, dim=2))
+    return torch.cat(rows, dim=1)

@@ -1,0 +1,97 @@
+"""Modalities that a sample lacks: left out on purpose in training, and what may stand in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from mmlab import collectives
+from mmlab.batch import Modality
+from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.fusion.fusion import has_tokens
+
+Standing = Literal["learned", "zero", "mean"]
+
+
+def drop_modalities(
+    present: Bool[Tensor, "samples modalities"], share: float
+) -> Bool[Tensor, "samples modalities"]:
+    """Leave out each modality of each sample with a probability, but never all that it has.
+
+    Where the draw leaves none, one of those that the sample has stays, each as likely.
+
+    Args:
+        present: Which there are.
+        share: The probability.
+    """
+    draw = torch.rand(present.shape, device=present.device)
+    kept = present & (draw >= share)
+    last = draw.masked_fill(~present, -1).argmax(dim=1)
+    spared = torch.nn.functional.one_hot(last, present.shape[1]).bool() & present
+    return torch.where(kept.any(dim=1, keepdim=True), kept, spared)
+
+
+def leave_out(encoded: Mapping[Modality, Encoded], share: float) -> dict[Modality, Encoded]:
+    """The same samples with some modalities left out; see :func:`drop_modalities`."""
+    present = torch.cat([has_tokens(part) for part in encoded.values()], dim=1)
+    kept = drop_modalities(present, share)
+    return {
+        modality: part._replace(mask=part.mask & kept[:, [number]])
+        for number, (modality, part) in enumerate(encoded.items())
+    }
+
+
+class Substitution(nn.Module):
+    """Puts one token in the place of a modality that a sample lacks.
+
+    `learned`: a vector that is trained, zeros at the start; `zero`: zeros; `mean`: the mean of all tokens of
+    that modality that training has seen. Without it, a fusion leaves out what is not there.
+    """
+
+    def __init__(self, dims: dict[str, int], *, kind: Standing = "learned") -> None:
+        """Make what stands there.
+
+        Args:
+            dims: Size of the tokens of each modality, by its name.
+            kind: Which it is.
+        """
+        super().__init__()
+        self.dims = dims
+        self.kind = kind
+        if kind == "learned":
+            self.tokens = nn.ParameterDict({name: torch.zeros(size) for name, size in dims.items()})
+        for name, size in dims.items():
+            if kind == "mean":  # sum and number, in float64: a mean over millions
+                self.register_buffer(f"{name}_sum", torch.zeros(size + 1, dtype=torch.float64))
+
+    def forward(self, encoded: Mapping[Modality, Encoded]) -> dict[Modality, Encoded]:
+        """Fill every gap; means are taken in training, of what was there before it was filled."""
+        found = {}
+        for modality, (tokens, mask) in encoded.items():
+            gap = ~mask.any(dim=1, keepdim=True)
+            first = torch.zeros_like(mask)
+            first[:, :1] = gap
+            token = self._token(modality, tokens)
+            found[modality] = Encoded(torch.where(first[:, :, None], token, tokens), mask | first)
+            if self.kind == "mean" and self.training and torch.is_grad_enabled():
+                self._count(modality, tokens, mask)
+        return found
+
+    def _token(self, modality: Modality, tokens: Tensor) -> Tensor:
+        if self.kind == "learned":
+            learned: Tensor = self.tokens[modality.value]
+            return learned
+        if self.kind == "zero":
+            return tokens.new_zeros(tokens.shape[2])
+        total: Tensor = getattr(self, f"{modality.value}_sum")
+        return (total[:-1] / total[-1].clamp(min=1)).to(tokens)
+
+    @torch.no_grad()
+    def _count(self, modality: Modality, tokens: Tensor, mask: Tensor) -> None:
+        own = tokens.double().masked_fill(~mask[:, :, None], 0).sum(dim=(0, 1))
+        total: Tensor = getattr(self, f"{modality.value}_sum")
+        total += collectives.total(torch.cat([own, mask.sum()[None].double()]))

@@ -1,0 +1,46 @@
+"""What all layers of an encoder say, weighed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlab.models.encoders.encoder import Encoded
+
+
+class LayerMix(nn.Module):
+    """A learned weighted sum of an encoder's layers: y = sum_l softmax(w)_l norm(x_l), at first their mean.
+
+    As SUPERB's probes weigh them (Yang et al. 2021, arXiv:2105.01051, section 2.2). It stands behind the
+    encoder, so it is trained where the encoder is frozen, or its features were computed once.
+    """
+
+    def __init__(self, layers: int) -> None:
+        """Make the weights.
+
+        Args:
+            layers: That stand side by side in a token.
+        """
+        super().__init__()
+        self.layers = layers
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    def size(self, dim: int) -> int:
+        """Size of what comes of tokens of size `dim`.
+
+        Raises:
+            ValueError: They are not of so many layers.
+        """
+        if dim % self.layers != 0:
+            raise ValueError(
+                f"LayerMix is made for {self.layers} layers, which do not divide tokens of size {dim}: set "
+                "layers to those of the encoder and one more, and its every_layer to true"
+            )
+        return dim // self.layers
+
+    def forward(self, encoded: Encoded) -> Encoded:
+        """Weigh the layers of every token."""
+        parts = encoded.tokens.float().reshape(*encoded.mask.shape, self.layers, -1)
+        parts = F.layer_norm(parts, parts.shape[3:])
+        return Encoded(torch.einsum("l,rtld->rtd", self.weight.softmax(dim=0), parts), encoded.mask)

@@ -1,0 +1,80 @@
+"""Sentiment and emotion: what do words, voice and face say of how someone feels?"""
+
+from __future__ import annotations
+
+import torch
+from torchmetrics import Metric
+
+from mmlab.adaptation.policy import Policy
+from mmlab.batch import Batch
+from mmlab.metrics.text import TextMetrics, TextScore
+from mmlab.models.fusion_classifier import FusionClassifier
+from mmlab.objectives.loss import Loss
+from mmlab.optim import Optimization
+from mmlab.tasks.base import BaseTask
+from mmlab.tasks.generative import Answer, beside
+from mmlab.tasks.outcome import Labelled, Outcome
+
+
+class SentimentTask(BaseTask):
+    """Tells a class, a rank or a number of each sample, from whatever modalities it has.
+
+    Labels are the first of each sample's references (`data.loading.references: [json.emotion]`).
+
+    Args:
+        model: Its head gives as many numbers as the outcome needs.
+        outcome: What is told: `Classes`, `Ranks` or `Scale`.
+        optimization: Optimizer and learning-rate schedule.
+        adaptation: Which parameters are trained.
+        scores: What it is measured by; None: what is usual for the outcome.
+
+    Raises:
+        ValueError: The head gives more or fewer numbers.
+    """
+
+    model: FusionClassifier
+
+    def __init__(
+        self,
+        model: FusionClassifier,
+        *,
+        outcome: Outcome,
+        optimization: Optimization,
+        adaptation: Policy,
+        scores: list[TextScore] | None = None,
+    ) -> None:
+        super().__init__(model, optimization=optimization, adaptation=adaptation)
+        self.outcome = outcome
+        self.scores = outcome.usual_scores() if scores is None else scores
+        if (found := model.head.classes) != (wanted := outcome.size):
+            raise ValueError(
+                f"the head has {found} classes, the outcome needs {wanted}: set classes to {wanted}"
+            )
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """The loss of the outcome."""
+        if not batch.references:
+            raise ValueError("no labels to learn from: set data.loading.references (`[json.emotion]`)")
+        said = self(batch)
+        return {"sentiment": self.outcome.loss(said.logits, self.outcome.wanted(batch), said.place)}
+
+    def make_metrics(self) -> Metric:
+        """The scores, and how many samples have a label."""
+        return TextMetrics([*self.scores, Labelled()])
+
+    def update_metrics(self, metrics: Metric, batch: Batch) -> None:
+        """Keep what is told of a batch beside its labels."""
+        known = self.outcome.wanted(batch).known.tolist()
+        answered = [(known[said.sample], beside(said, batch)) for said in self.predict(batch)]
+        metrics.update([one if there else one._replace(references=()) for there, one in answered])
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Answer]:
+        """What is told of each valid sample."""
+        said = self(batch)
+        place, valid = said.place.tolist(), said.valid.tolist()
+        return [
+            Answer(sample, batch.keys[sample], place[sample], text)
+            for sample, text in enumerate(self.outcome.say(said.logits))
+            if valid[sample]
+        ]
