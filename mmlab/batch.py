@@ -56,7 +56,8 @@ class Input:
     encoded: bool = False
     """Whether `data` holds what the encoder gave once, tokens [rows, T, D], instead of what it reads."""
     target: Bool[Tensor, "rows steps"] | None = None
-    """Of text, the tokens that a language model is to say; None where it is only read."""
+    """Of text, the tokens that a language model is to say, or the first of each word that is told of; None
+    where it is only read."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:

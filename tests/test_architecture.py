@@ -41,7 +41,7 @@ ROOMS = {
     },
     "callbacks": {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
-        "metrics.classification",
+        "metrics.classification", "metrics.entities",
     },
     "runs": {"parallel.stored"},
     "launch": {"runs.registry"},

@@ -30,6 +30,7 @@ from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
 from mmlab.data.stream import Known, Stream
 from mmlab.data.text import TextReader
+from mmlab.data.words import WordReader
 
 _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
     TrainerFn.FITTING: ("train", "val"),
@@ -54,7 +55,7 @@ class ShardData(LightningDataModule):
         source: Source | Mixture | None = None,
         splits: Splits = _SPLITS,
         image: ImageReader | SignalReader | None = None,
-        text: TextReader | PromptReader | SignalReader | None = None,
+        text: TextReader | PromptReader | WordReader | SignalReader | None = None,
         audio: AudioReader | SignalReader | None = None,
         signal: SignalReader | None = None,
         loading: Loading = _LOADING,

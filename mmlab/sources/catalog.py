@@ -8,6 +8,7 @@ from mmlab.data.source import Source
 
 SOURCES = {
     "coco": "mmlab.sources.coco.Coco",
+    "conll2003": "mmlab.sources.conll2003.Conll2003",
     "conversations": "mmlab.sources.conversations.Conversations",
     "daquar": "mmlab.sources.daquar.Daquar",
     "easy_vqa": "mmlab.sources.easy_vqa.EasyVqa",
@@ -25,7 +26,9 @@ SOURCES = {
     "ravdess": "mmlab.sources.ravdess.Ravdess",
     "science_qa": "mmlab.sources.science_qa.ScienceQa",
     "stamps": "mmlab.sources.stamps.Stamps",
+    "twitter_entities": "mmlab.sources.twitter_entities.TwitterEntities",
     "vqa": "mmlab.sources.vqa.Vqa",
+    "wnut17": "mmlab.sources.wnut17.Wnut17",
 }
 """Import path of each source."""
 

@@ -1,0 +1,25 @@
+"""The report of named entities by type, as people know it from CoNLL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from mmlab.metrics.entities import report
+
+
+class EntityReport(Callback):
+    """Prints precision, recall, F1 and support of each type after a test, and writes `report-test.txt`."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print and write it."""
+        metrics: Any = pl_module.metrics
+        answered = [one for one in metrics.answered() if one.references]
+        if not trainer.is_global_zero or not answered:
+            return
+        text = report(answered).text()
+        print(text, flush=True)
+        (Path(trainer.default_root_dir) / "report-test.txt").write_text(text, encoding="utf-8")

@@ -1,0 +1,115 @@
+"""A tag for each word of a text, with or without a picture beside it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmlab.batch import NOBODY, Batch, Input, Modality
+from mmlab.models.crf import Transitions
+from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.encoders.transformer_layer import TransformerLayer
+from mmlab.models.fusion.shared_space import never_empty
+from mmlab.models.fusion.tower import FusionTower, side_by_side
+
+
+class Tagged(NamedTuple):
+    """What the model thinks of each word."""
+
+    emission: Float[Tensor, "samples words tags"]
+    """Logits of each tag."""
+    there: Bool[Tensor, "samples words"]
+    """Which words there are, from the left."""
+    transitions: Transitions | None
+    """Scores of what follows what, where the model has them."""
+
+
+class WordTagger(nn.Module):
+    """A text encoder, a look at a picture if there is one, and logits at the first token of each word.
+
+    The look is attention from every token to the tokens of the picture, added through a gate that is closed
+    at the start: x + tanh(g) (layer(x, picture) - x), as Flamingo's (arXiv:2204.14198, section 2.2). A sample
+    without a picture is read as it is.
+    """
+
+    def __init__(
+        self,
+        text: Encoder,
+        *,
+        tags: int,
+        crf: bool = False,
+        dropout: float = 0.1,
+        image: FusionTower | None = None,
+        num_heads: int = 8,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            text: Encoder of text, read by a `WordReader`.
+            tags: Number of tags.
+            crf: Learn what may follow what, and decode whole sentences.
+            dropout: Probability on what the tags are told from.
+            image: Encoder of pictures, with `keep_tokens`.
+            num_heads: Of the look at a picture.
+
+        Raises:
+            ValueError: An encoder of another modality.
+        """
+        super().__init__()
+        for name, encoder in (("text", text), ("image", None if image is None else image.encoder)):
+            if encoder is not None and encoder.modality != name:
+                raise ValueError(
+                    f"{name} has {type(encoder).__name__}, an encoder of {encoder.modality}: give one of "
+                    f"{name}"
+                )
+        self.text = text
+        self.image = image
+        self.tags = tags
+        if image is not None:
+            self.project = nn.Sequential(nn.LayerNorm(image.dim), nn.Linear(image.dim, text.dim))
+            self.look = TransformerLayer(text.dim, num_heads=num_heads, hidden=2 * text.dim, dropout=dropout)
+            self.gate = nn.Parameter(torch.zeros(1))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(text.dim, tags)
+        if crf:
+            self.start, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
+            self.between = nn.Parameter(torch.zeros(tags, tags))
+        self.crf = crf
+
+    def forward(self, batch: Batch) -> Tagged:
+        """Tag every word.
+
+        Raises:
+            ValueError: The run does not read words, or no pictures where the model has a tower for them.
+        """
+        text = batch.text
+        if text is None or text.target is None:
+            raise ValueError("the model tags words: read them by data.text (mmlab.data.words.WordReader)")
+        tokens = self.text(text).tokens.float()
+        if self.image is not None:
+            tokens = self._looked(tokens, batch, text)
+        logits = self.head(self.dropout(tokens))
+        emission, there = side_by_side(Encoded(logits, text.target), text)
+        transitions = Transitions(self.start, self.between, self.end) if self.crf else None
+        return Tagged(emission, there, transitions)
+
+    def _looked(
+        self, tokens: Float[Tensor, "rows tokens dim"], batch: Batch, text: Input
+    ) -> Float[Tensor, "rows tokens dim"]:
+        """Tokens that have looked at the picture of their sample."""
+        assert self.image is not None
+        if batch.image is None:
+            raise ValueError(
+                f"the model has a tower for {Modality.IMAGE}, but the data module reads none: add it there, "
+                "or remove the tower"
+            )
+        encoded = self.image(batch.image)
+        seen = never_empty(encoded._replace(tokens=self.project(encoded.tokens)))
+        owner = text.owner.clamp(min=0)
+        looked = self.look(tokens, seen.mask[owner][:, None, None, :], context=seen.tokens[owner])
+        there = encoded.mask.any(dim=1)[owner] & (text.owner != NOBODY)
+        added: Tensor = (torch.tanh(self.gate) * (looked - tokens)).masked_fill(~there[:, None, None], 0)
+        return tokens + added

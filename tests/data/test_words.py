@@ -1,0 +1,108 @@
+"""Words as tokens: one beginning for each word, whatever it is made of."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_language import tiny_tokenizer, wordpiece
+from transformers import PreTrainedTokenizerFast
+
+from mmlab.data.decode import BrokenMember
+from mmlab.data.words import WordReader
+
+AWKWARD = [
+    "don't", "U.S.A.", "@paulwalk", "#photo", "http://bit.ly/bgCyZ0", "…", "\u200b", "\xad", "", " ",
+    "\U0001d518\U0001d52b",
+    "🙂", "🇩🇪", "ﬁne", "naïve", "x" * 5000, "日本語", "-", "\t", "a b", "\ud800", "Ünter",
+]  # fmt: skip
+"""No word at all, letters that vanish, words with spaces, half of a surrogate pair."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("words")
+    wordpiece().save_pretrained(folder / "wordpiece")
+    tiny_tokenizer().save_pretrained(folder / "bytes")
+    return {name: str(folder / name) for name in ("wordpiece", "bytes")}
+
+
+def members(words: object) -> dict[str, bytes]:
+    return {"json": json.dumps({"words": words}).encode()}
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes"])
+@pytest.mark.parametrize("max_length", [8, 32, 4096])
+def test_every_awkward_word_has_one_beginning(folders: dict[str, str], kind: str, max_length: int) -> None:
+    reader = WordReader(folders[kind], max_length=max_length)
+    reader.prepare()
+    rows = reader.read(members(AWKWARD), None)
+    assert sum(int(row[:, 1].sum()) for row in rows) == len(AWKWARD)
+    assert all(len(row) <= max_length for row in rows)
+    if kind == "wordpiece":
+        assert all(row[0].tolist() == [2, 0] and row[-1].tolist() == [3, 0] for row in rows)
+    assert all(row[:, 1].any() for row in rows)
+
+
+def test_tokens_are_those_of_the_whole_text(folders: dict[str, str]) -> None:
+    words = ["Pretty", "bad", "photo", "@paulwalk", "don't"]
+    for kind in ("wordpiece", "bytes"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folders[kind])
+        (row,) = WordReader(folders[kind], max_length=400).read(members(words), None)
+        text = " ".join(words) if kind == "wordpiece" else " " + " ".join(words)
+        assert row[:, 0].tolist() == tokenizer(text)["input_ids"]
+    first = [wordpiece().convert_ids_to_tokens(int(n)) for n, begins in row.tolist() if begins]
+    assert len(first) == 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=st.lists(st.text(max_size=9), max_size=12), max_length=st.integers(3, 12))
+def test_words_stay_whole_and_in_order(folders: dict[str, str], words: list[str], max_length: int) -> None:
+    reader = WordReader(folders["wordpiece"], max_length=max_length)
+    rows = reader.read(members(words), None)
+    found: list[list[int]] = []
+    for row in rows:
+        assert len(row) <= max_length
+        for token, begins in row[1:-1].tolist():
+            if begins:
+                found.append([])
+            found[-1].append(token)
+    assert found == [reader.encode(word)[: max_length - 2] for word in words]
+
+
+def test_no_words_are_no_row(folders: dict[str, str]) -> None:
+    reader = WordReader(folders["wordpiece"])
+    assert reader.read(members([]), None) == ()
+    assert not reader.finds(members([]))
+    assert not reader.finds({"txt": b"a"})
+    for wrong in ([1], [["a"], "b", {}], ["a"] * 100_001):
+        assert reader.finds(members(wrong))
+        with pytest.raises(BrokenMember, match=r"a word is not a string|too many words"):
+            reader.read(members(wrong), None)
+
+
+def test_rows_are_padded_and_the_reader_travels(folders: dict[str, str]) -> None:
+    reader = WordReader(folders["wordpiece"])
+    reader.read(members(["a"]), None)
+    travelled = pickle.loads(pickle.dumps(reader))
+    assert "_built" not in vars(travelled)
+    rows = (*travelled.read(members(["photo", "ab"]), None), travelled.blank())
+    data, length, target = travelled.stack(rows)
+    assert length is not None
+    assert length.tolist() == [5, 1]
+    assert data[1].tolist() == [0] * 5
+    assert target is not None
+    assert target.tolist() == [[False, True, True, False, False], [False] * 5]
+    assert torch.equal(data[0, 1:4], torch.tensor(reader.encode("photo") + reader.encode("ab")))
+
+
+def test_settings_that_leave_no_room(folders: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_length=2 leaves no room for a word"):
+        WordReader(folders["wordpiece"], max_length=2).prepare()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        WordReader(str(tmp_path / "nowhere")).prepare()

@@ -1,0 +1,250 @@
+"""Named entities from shards to a report: learning, pictures, sentences in parts, wrong tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny_language import wordpiece
+
+from mmlab.adaptation.policy import Policy
+from mmlab.batch import NOBODY, Batch, Input, Modality
+from mmlab.callbacks.entity_report import EntityReport
+from mmlab.data.module import ShardData
+from mmlab.data.parts import Splits
+from mmlab.data.plan import Loading
+from mmlab.data.shards import write_shards
+from mmlab.data.words import WordReader
+from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.word_tagger import WordTagger
+from mmlab.optim import Optimization
+from mmlab.tasks.extraction import ExtractionTask, tag_numbers
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*in eval mode"),
+    pytest.mark.filterwarnings("ignore:Attribute .* is an instance of"),
+    pytest.mark.filterwarnings("ignore:.*infer the batch indices"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*is already saved during checkpointing"),
+]
+TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
+NAMES = {"ann": "PER", "bob": "PER", "rome": "LOC", "ulm": "LOC"}
+
+
+class Letters(Encoder):
+    """A table of pieces, and what stands on the left."""
+
+    modality = Modality.TEXT
+    dim = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(120, 32)
+        self.over = torch.nn.GRU(32, 16, batch_first=True, bidirectional=True)
+
+    def encode(self, inputs: Input) -> Encoded:
+        assert inputs.mask is not None
+        return Encoded(self.over(self.table(inputs.data))[0], inputs.mask)
+
+
+class Colour(Encoder):
+    """One token: the mean colour."""
+
+    modality = Modality.IMAGE
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def encode(self, inputs: Input) -> Encoded:
+        tokens = (inputs.data.float().mean(dim=(2, 3)) / 255 * self.scale)[:, None]
+        return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+
+
+def sentence(number: int) -> tuple[list[str], list[str]]:
+    """`a NAME b NAME c` with names of one or two words."""
+    names = list(NAMES)
+    one, other = names[number % 4], names[(number // 4) % 4]
+    words, tags = ["see", one], ["O", f"B-{NAMES[one]}"]
+    if NAMES[one] == "PER" and number % 3 == 0:
+        words, tags = [*words, "jr"], [*tags, "I-PER"]
+    return [*words, "in", other], [*tags, "O", f"B-{NAMES[other]}"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extraction")
+    wordpiece().save_pretrained(folder / "tokenizer")
+
+    def sample(number: int) -> dict[str, Any]:
+        words, tags = sentence(number)
+        about = {"words": words, "tags": tags}
+        if number == 17:
+            about["odd"] = tags[:-1]
+        return {"__key__": f"k{number}", "json": json.dumps(about | {"odd": about.get("odd", tags)}).encode()}
+
+    for split, count in (("train", 96), ("val", 20), ("test", 22)):
+        write_shards(map(sample, range(count)), folder, split)
+    return folder
+
+
+def make_data(folder: Path, *, field: str = "json.tags", max_length: int = 64) -> ShardData:
+    return ShardData(
+        batch_size=16,
+        splits=Splits(**{s: str(folder / f"{s}-*.tar") for s in ("train", "val", "test")}),
+        text=WordReader(str(folder / "tokenizer"), max_length=max_length),
+        loading=Loading(eval_batch_size=8, references=(field,), group_by="key"),
+    )
+
+
+def make_task(*, tags: list[str] = TAGS, **model: Any) -> ExtractionTask:
+    torch.manual_seed(0)
+    return ExtractionTask(
+        WordTagger(Letters(), tags=4, **model),
+        tags=tags,
+        optimization=Optimization(partial(torch.optim.AdamW, lr=2e-2)),
+        adaptation=Policy("full"),
+    )
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
+    def make(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
+        return L.Trainer(
+            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
+            num_sanity_val_steps=0, **settings,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_entities_are_learned_and_reported(
+    folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path, capsys: Any, crf: bool
+) -> None:
+    # Sentences are longer than a row: a word and its special tokens.
+    task, data = make_task(crf=crf), make_data(folder, max_length=6)
+    fit = trainer(EntityReport(), max_epochs=8, check_val_every_n_epoch=8)
+    fit.fit(task, data)
+    found = fit.test(task, data, verbose=False)[0]
+    assert found["test/f1"] > 0.95
+    assert found["test/f1/PER"] > 0.9
+    text = (tmp_path / "report-test.txt").read_text(encoding="utf-8")
+    assert text.split()[:4] == ["precision", "recall", "f1-score", "support"]
+    assert "micro avg" in text
+    assert text in capsys.readouterr().out
+
+
+def test_a_row_for_each_part_is_one_sentence(folder: Path) -> None:
+    """However a text is cut into rows, its words come in order."""
+    task = make_task().eval()
+    emissions = []
+    for max_length in (64, 6):
+        data = make_data(folder, max_length=max_length)
+        data.prepare_data()
+        data.setup("test")
+        batch = next(iter(data.test_dataloader()))
+        said = task.model(batch)
+        assert said.there.sum(dim=1).tolist() == [len(sentence(n)[0]) for n in range(8)]
+        assert [len(answer.text.split()) for answer in task.predict(batch)] == said.there.sum(dim=1).tolist()
+        emissions.append(said.emission)
+    assert emissions[0].shape == emissions[1].shape
+
+
+def test_the_loss_is_that_of_all_words(folder: Path) -> None:
+    task, data = make_task(dropout=0.0), make_data(folder)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    said = task.model(batch)
+    flat = said.emission[said.there]
+    right = torch.tensor([TAGS.index(tag) for known in batch.references for tag in known])
+    value, (share,) = task.losses(batch)["tags"]
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(flat, right))
+    assert share.weight.tolist() == [len(known) for known in batch.references]
+
+
+def test_tags_that_do_not_fit(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(
+        ValueError, match=r"sample 'k17' has (\d) words and (\d) tags: name the fields of both"
+    ):
+        trainer(max_epochs=1).fit(make_task(), make_data(folder, field="json.odd"))
+    few = ["O", "B-PER", "I-PER", "B-ORG"]
+    with pytest.raises(ValueError, match=r"sample 'k\d+': the tag 'B-LOC' is none of O, B-PER, I-PER, B-ORG"):
+        trainer(max_epochs=1).fit(make_task(tags=few), make_data(folder))
+    with pytest.raises(ValueError, match="the tag 'PER' is not O, nor B-"):
+        make_task(tags=["O", "PER", "B-A", "I-A"])
+    with pytest.raises(ValueError, match="the model gives 4 tags, there are 3: set both alike"):
+        make_task(tags=TAGS[:3])
+    data = make_data(folder)
+    data.loading = Loading(group_by="key")
+    with pytest.raises(ValueError, match=r"no tags to learn from: set data\.loading\.references"):
+        trainer(max_epochs=1).fit(make_task(), data)
+
+
+def pictured(lacking: tuple[int, ...] = ()) -> Batch:
+    """Two sentences of two words; some without a picture."""
+    generator = torch.Generator().manual_seed(0)
+    text = Input(
+        torch.randint(4, 60, (2, 5), generator=generator),
+        torch.arange(2),
+        torch.ones(2, dtype=torch.bool),
+        torch.tensor([5, 4]),
+        target=torch.tensor([[False, True, False, True, False], [False, True, True, False, False]]),
+    )
+    gone = torch.tensor([n in lacking for n in range(2)])
+    image = Input(
+        torch.randint(0, 256, (2, 3, 4, 4), generator=generator, dtype=torch.uint8),
+        torch.arange(2).masked_fill(gone, NOBODY),
+        ~gone,
+    )
+    return Batch(
+        keys=("a", "b"),
+        place=torch.arange(2),
+        valid=torch.ones(2, dtype=torch.bool),
+        group=torch.arange(2),
+        text=text,
+        image=image,
+        references=(("O", "B-PER"), ("B-LOC", "O")),
+    )
+
+
+def test_a_picture_is_looked_at_through_a_gate() -> None:
+    torch.manual_seed(0)
+    tower = FusionTower(Colour(), keep_tokens=True)
+    model = WordTagger(Letters(), tags=4, image=tower, num_heads=4).eval()
+    plain = WordTagger(Letters(), tags=4).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    batch = pictured()
+    assert torch.equal(model(batch).emission, plain(batch).emission)  # the gate is closed at the start
+    torch.nn.init.ones_(model.gate)
+    seen = model(batch).emission
+    assert not torch.allclose(seen[0], plain(batch).emission[0])
+    # Without a picture a sentence is read as it is, and the other as before.
+    half = model(pictured(lacking=(0,))).emission
+    torch.testing.assert_close(half[0], plain(batch).emission[0])
+    torch.testing.assert_close(half[1], seen[1])
+    model(pictured(lacking=(0, 1))).emission.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_parts_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="text has Colour, an encoder of image: give one of text"):
+        WordTagger(Colour(), tags=4)
+    batch = pictured()
+    assert batch.text is not None
+    with pytest.raises(ValueError, match=r"the model tags words: read them by data\.text"):
+        WordTagger(Letters(), tags=4)(
+            Batch(**{n: getattr(batch, n) for n in ("keys", "place", "valid", "group")})
+        )
+    said = WordTagger(Letters(), tags=4)(batch)
+    assert tag_numbers(batch, said, {tag: n for n, tag in enumerate(TAGS)}).tolist() == [[0, 1], [3, 0]]
