@@ -68,7 +68,7 @@ CASES = [
         "generation/stamps",
         "cider",
         {"captions": {"en": "a cat", "fr": "un chat", "es": "un gato", "de": "eine Katze"}, "group": "a"},
-        words=("--trainer.max_epochs", "2"),
+        words=("--trainer.max_epochs", "4"),
         written=("key", "caption"),
     ),
     Case(

@@ -1,0 +1,144 @@
+"""The experiments of fusion and extraction on the real command line: tiny encoders, samples as from sources."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from command_processes import Shell
+from tiny_language import wordpiece
+from transformers import BertConfig, BertModel, WhisperConfig, WhisperForConditionalGeneration
+
+from mmlab.data.shards import write_shards
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+MODEL = "--model.init_args.model.init_args"
+COUNTS = {"train": 24, "val": 8, "test": 8}
+
+
+class Case(NamedTuple):
+    config: str
+    score: str
+    """On the test split, with an interval."""
+    files: tuple[str, ...]
+    """In the run directory, after the test."""
+    identifier: str
+    """Field of the result file that tells samples apart."""
+    words: tuple[str, ...] = ()
+
+
+CASES = [
+    Case(
+        "sentiment/emodb",
+        "uar",
+        ("confusion-test.svg", "answers-test.html"),
+        "utterance_id",
+        (
+            "--trainer.max_epochs", "2", f"{MODEL}.audio.init_args.layers.init_args.layers", "2",
+            f"{MODEL}.fusion.init_args.dims", '{"audio": 32, "text": 32}',
+        ),
+    ),
+    Case(
+        "sentiment/mosi",
+        "accuracy",
+        ("robustness.svg", "robustness.json", "confusion-test.svg"),
+        "utterance_id",
+        ("--trainer.max_epochs", "2"),
+    ),
+    Case("extraction/wnut17", "f1", ("report-test.txt",), "key", ("--trainer.max_epochs", "1")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny models, as folders."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("text", "audio")}
+    torch.manual_seed(0)
+    text = BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(text).save_pretrained(folders["text"])
+    wordpiece().save_pretrained(folders["text"])
+    sound = WhisperConfig(
+        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(sound).save_pretrained(folders["audio"])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def array(size: int, rng: np.random.Generator) -> bytes:
+    with io.BytesIO() as file:
+        np.save(file, rng.normal(size=(1, size)).astype(np.float32))
+        return file.getvalue()
+
+
+def samples(case: Case, count: int) -> Iterator[Mapping[str, Any]]:
+    rng = np.random.default_rng(count)
+    with io.BytesIO() as file:
+        soundfile.write(file, np.zeros(4000, dtype=np.float32), 16_000, format="WAV")
+        sound = file.getvalue()
+    for number in range(count):
+        about: dict[str, Any] = {"utterance_id": f"k{number}", "group": f"g{number // 2}"}
+        members: dict[str, bytes] = {}
+        if case.config == "sentiment/emodb":
+            about |= {"emotion": ("anger", "fear", "sadness")[number % 3], "text": "Das will sie."}
+            members = {"wav": sound}
+        elif case.config == "sentiment/mosi":
+            about["label"] = ("negative", "positive")[number % 2]
+            members = {"text.npy": array(100, rng), "audio.npy": array(73, rng)}
+            if number % 4 != 0:
+                members["video.npy"] = array(100, rng)
+        else:
+            about |= {"words": ["see", "rome", "today"], "tags": ["O", "B-location", "O"]}
+        yield {"__key__": f"k{number}", "json": json.dumps(about).encode(), **members}
+
+
+def words(case: Case, encoders: dict[str, str], folder: Path) -> list[str]:
+    for split, count in COUNTS.items():
+        write_shards(samples(case, count), folder, split)
+    splits = {split: f"{folder}/{split}-*.tar" for split in COUNTS}
+    found = [
+        "--config", str(EXPERIMENTS / f"{case.config}.yaml"), "--trainer.accelerator", "cpu",
+        "--trainer.logger", "false", "--data.loading.num_workers", "0", "--data.source", "null",
+        "--data.splits", json.dumps(splits | {"predict": splits["test"]}), "--data.batch_size", "8",
+    ]  # fmt: skip
+    encoder = "text" if case.config == "extraction/wnut17" else "text.init_args.encoder"
+    if case.config != "sentiment/mosi":
+        found += [f"{MODEL}.{encoder}.init_args.name", encoders["text"]]
+        found += ["--data.text.init_args.tokenizer", encoders["text"]]
+    if case.config == "sentiment/emodb":
+        found += [f"{MODEL}.audio.init_args.encoder.init_args.name", encoders["audio"]]
+    return [*found, *case.words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.config.rpartition("/")[2])
+def test_it_trains_and_tells(shell: Shell, encoders: dict[str, str], case: Case, tmp_path: Path) -> None:
+    given = words(case, encoders, tmp_path)
+    before = shell.runs()
+    answer = shell("fit", *given)
+    assert answer.status == 0, answer.err
+    assert "Warning" not in answer.err
+    (run,) = shell.runs() - before
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics[f"test/{case.score}_low"] <= metrics[f"test/{case.score}_high"]
+    for name in case.files:
+        assert (run / name).stat().st_size > 0, name
+    if case.config == "sentiment/mosi":
+        assert {"test/accuracy@text+audio", "test/accuracy@image+text+audio"} <= set(metrics)
+
+    before = shell.runs()
+    answer = shell("predict", *given, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    assert answer.status == 0, answer.err
+    (predicted,) = shell.runs() - before
+    lines = (predicted / "predictions" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)[case.identifier] for line in lines] == [f"k{n}" for n in range(COUNTS["test"])]
