@@ -1,4 +1,4 @@
-"""The experiments of fusion and extraction on the real command line: tiny encoders, samples as from sources."""
+"""The experiments of fusion and extraction on the real command line: tiny encoders, samples as sources do."""
 
 from __future__ import annotations
 
