@@ -83,7 +83,10 @@ class Input:
         return replace(self, **changed)
 
     def without(self, samples: Bool[Tensor, " samples"]) -> Input:
-        """The same rows, of which nobody owns those of some samples: they lack the modality."""
+        """The same rows, of which nobody owns those of some samples: they lack the modality.
+
+        Every row stays, so a sample may then stand for several rows of nobody.
+        """
         gone = samples[self.owner.clamp(min=0)]
         return replace(self, owner=self.owner.masked_fill(gone, NOBODY), present=self.present & ~samples)
 
@@ -163,10 +166,10 @@ class Batch:
         """Kind of a sample; empty where it is not known."""
         return self.kinds[sample] if self.kinds else ""
 
-    def modalities_of(self, sample: int) -> str:
-        """Names of the modalities that a sample has, joined by `+`; `none` where it has none."""
-        there = [modality.value for modality, inputs in self.inputs() if bool(inputs.present[sample])]
-        return "+".join(there) or "none"
+    def patterns(self) -> list[str]:
+        """Names of the modalities that each sample has, joined by `+`; `none` where it has none."""
+        present = [(modality.value, inputs.present.tolist()) for modality, inputs in self.inputs()]
+        return ["+".join(name for name, has in present if has[n]) or "none" for n in range(len(self))]
 
     def inputs(self) -> Iterator[tuple[Modality, Input]]:
         """The modalities that this run reads, with their inputs."""

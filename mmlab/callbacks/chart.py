@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,19 +22,21 @@ class Point(NamedTuple):
 
 
 def curve(points: Sequence[Point], *, title: str, across: str, up: str) -> str:
-    """A line through points, with a band for their intervals; the axis up starts at 0 and ends at 1 or above.
+    """A line through points, with a band for their intervals; the axis up spans at least 0 to 1.
 
     Args:
-        points: From left to right.
+        points: From left to right; those that are not finite are left out.
         title: Above it.
         across: Name of the horizontal axis.
         up: Of the vertical axis.
     """
-    top = max(1.0, *(point.high for point in points))
     first, last = points[0].x, max(points[-1].x, points[0].x + 1e-9)
+    points = [point for point in points if all(map(math.isfinite, point))]
+    top = max([1.0, *(point.high for point in points)])
+    bottom = min([0.0, *(point.low for point in points)])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across_share, up_share = (x - first) / (last - first), y / top
+        across_share, up_share = (x - first) / (last - first), (y - bottom) / (top - bottom)
         return (
             _LEFT + across_share * (WIDTH - _LEFT - _RIGHT),
             HEIGHT - _BOTTOM - up_share * (HEIGHT - _TOP - _BOTTOM),
@@ -44,14 +47,14 @@ def curve(points: Sequence[Point], *, title: str, across: str, up: str) -> str:
 
     lines = []
     for tick in range(6):
-        y = top * tick / 5
+        y = bottom + (top - bottom) * tick / 5
         left, height = place(first, y)
         lines.append(
             f"<line x1='{left}' x2='{WIDTH - _RIGHT}' y1='{height:.1f}' y2='{height:.1f}' stroke='#ddd'/>"
             f"<text x='{left - 8}' y='{height + 4:.1f}' text-anchor='end'>{y:.2g}</text>"
         )
     for point in points:
-        middle, _ = place(point.x, 0.0)
+        middle, _ = place(point.x, bottom)
         lines.append(f"<text x='{middle:.1f}' y='{HEIGHT - 28}' text-anchor='middle'>{point.x:.2g}</text>")
     band = [(point.x, point.low) for point in points] + [(point.x, point.high) for point in reversed(points)]
     dots = "".join(

@@ -14,6 +14,9 @@ from mmlab.callbacks.chart import counts
 from mmlab.callbacks.run_logger import RunLogger
 from mmlab.metrics.classification import confusion
 
+_MOST = 50
+"""Labels that a figure shows."""
+
 
 class ConfusionFigure(Callback):
     """Writes `confusion-val.svg` and `confusion-test.svg` into the run directory, and a table for W&B.
@@ -39,7 +42,7 @@ class ConfusionFigure(Callback):
         answered = [one for one in metrics.answered() if one.references]
         if not trainer.is_global_zero or not answered:
             return
-        table = confusion(answered, self.labels)
+        table = confusion(answered, self.labels, limit=_MOST)
         drawn = counts(table.counts, table.labels, title="right (rows) and said (columns)")
         (Path(trainer.default_root_dir) / f"confusion-{split}.svg").write_text(drawn, encoding="utf-8")
         for logger in trainer.loggers:

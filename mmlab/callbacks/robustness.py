@@ -67,11 +67,13 @@ class RobustnessCurve(Callback):
     ) -> None:
         """Measure a batch with less and less."""
         assert isinstance(pl_module, BaseTask)
-        for share, metric in zip(self.shares, self._metrics, strict=True):
-            pl_module.update_metrics(metric, without(batch, share, seed=self.seed))
+        # Lightning calls its hooks outside of the precision in which the test runs.
+        with trainer.precision_plugin.test_step_context():
+            for share, metric in zip(self.shares, self._metrics, strict=True):
+                pl_module.update_metrics(metric, without(batch, share, seed=self.seed))
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring all ranks together, and draw.
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring all ranks together, and draw; the results of the test itself stand already.
 
         Raises:
             ValueError: The task has no such score.

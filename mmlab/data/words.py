@@ -128,6 +128,8 @@ class WordReader(Reader):
             )
         built.backend_tokenizer.no_padding()
         built.backend_tokenizer.no_truncation()
+        # What stands in the data cannot pass for a special token.
+        built.backend_tokenizer.encode_special_tokens = True
         return built
 
     @property

@@ -11,6 +11,8 @@ import torch
 from mmlab.metrics.ranking import Scores, bootstrap_interval
 from mmlab.metrics.text import Answered, TextScore, groups, with_interval
 
+_OTHERS = "(others)"
+
 
 class Confusion(NamedTuple):
     """How often each label was said of each."""
@@ -20,11 +22,26 @@ class Confusion(NamedTuple):
     """A row for each right label, a column for each that was said."""
 
 
-def confusion(answers: Sequence[Answered], labels: Sequence[str] = ()) -> Confusion:
-    """Count what was said of what; labels that are not in the list follow it in the order of the alphabet."""
-    pairs = Counter((one.references[0], one.prediction) for one in answers)
-    more = sorted({label for pair in pairs for label in pair} - set(labels))
-    every = (*labels, *more)
+def confusion(
+    answers: Sequence[Answered], labels: Sequence[str] = (), *, limit: int | None = None
+) -> Confusion:
+    """Count what was said of what; labels that are not in the list follow it in the order of the alphabet.
+
+    Args:
+        answers: With a reference each.
+        labels: Those that stand first.
+        limit: Of more labels the commonest right ones stay, and the rest are one, `(others)`; None: all stay.
+    """
+    right = Counter(one.references[0] for one in answers)
+    more = sorted(({one.prediction for one in answers} | set(right)) - set(labels))
+    kept = (*labels, *more)
+    if limit is not None and len(kept) > limit:
+        kept = tuple(label for label, _ in right.most_common(limit - 1))
+    shown = {label: label for label in kept}
+    pairs = Counter(
+        (shown.get(one.references[0], _OTHERS), shown.get(one.prediction, _OTHERS)) for one in answers
+    )
+    every = (*kept, _OTHERS) if any(_OTHERS in pair for pair in pairs) else kept
     return Confusion(every, tuple(tuple(pairs[right, said] for said in every) for right in every))
 
 

@@ -152,8 +152,10 @@ def _interval(counts: torch.Tensor, answers: Sequence[Answered]) -> tuple[float,
     member = groups(answers)
     sums = torch.zeros(int(member.max()) + 1, 3, dtype=torch.float64).index_add_(0, member, counts)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(sums), (_DRAWS, len(sums)), generator=generator)
-    hits, said, right = sums[drawn].sum(dim=1).unbind(dim=1)
-    f1 = 2 * hits / (said + right).clamp(min=1)
+    f1 = torch.empty(_DRAWS, dtype=torch.float64)
+    for draw in range(_DRAWS):
+        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
+        hits, said, right = sums[drawn].sum(dim=0).tolist()
+        f1[draw] = 2 * hits / max(said + right, 1)
     low, high = f1.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

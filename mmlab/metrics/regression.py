@@ -16,7 +16,8 @@ Numbers = NDArray[np.float64]
 class ScaleScores(TextScore):
     """Mean absolute error, correlation, and accuracies of CMU-MOSI and MOSEI, as MMSA computes them.
 
-    - `mae` with its interval; `corr`, Pearson's correlation, not a number where either side is constant.
+    - `mae` with its interval; `corr`, Pearson's correlation, not a number where either side is constant (what
+      is said: but for rounding).
     - `acc_7`, `acc_5`: both sides are clipped to [-3, 3] (to [-2, 2]) and rounded, halves to even numbers.
     - `acc_2_has0`, `f1_has0`: negative against not negative (0 counts as not negative).
     - `acc_2_non0`, `f1_non0`: negative against positive, over samples whose right value is not 0; a value
@@ -41,7 +42,8 @@ class ScaleScores(TextScore):
 
 
 def _correlation(said: Numbers, right: Numbers) -> float:
-    if np.ptp(said) == 0 or np.ptp(right) == 0:
+    # What is said of samples that look alike differs by rounding, which correlates with anything.
+    if np.ptp(said) <= 1e-6 * max(1.0, float(np.abs(said).max())) or np.ptp(right) == 0:
         return math.nan
     return float(np.corrcoef(said, right)[0, 1])
 

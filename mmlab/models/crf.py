@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Transitions(NamedTuple):
@@ -48,7 +48,8 @@ def negative_log_likelihood(
         score = score + torch.where(there[:, word], step, 0.0)
     last = tag.gather(1, (there.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
     loss = (state + end).logsumexp(dim=1) - score - end[last]
-    return torch.where(there.any(dim=1), loss, 0.0)
+    # Added, so that sentences of one word give all scores a gradient, of zeros.
+    return torch.where(there.any(dim=1), loss, 0.0) + between.sum() * 0
 
 
 def best_tags(
@@ -71,3 +72,25 @@ def best_tags(
         tag = before.gather(1, tag[:, None])[:, 0]
         found.append(tag)
     return torch.stack(found[::-1], dim=1).masked_fill(~there, 0)
+
+
+class TagField(nn.Module):
+    """The scores of what follows what, zeros at the start, and what they make of emissions."""
+
+    def __init__(self, tags: int) -> None:
+        """Make the scores for so many tags."""
+        super().__init__()
+        self.start, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
+        self.between = nn.Parameter(torch.zeros(tags, tags))
+
+    def forward(
+        self,
+        emission: Float[Tensor, "sentences words tags"],
+        there: Bool[Tensor, "sentences words"],
+        tag: Int64[Tensor, "sentences words"] | None = None,
+    ) -> Tensor:
+        """-log p of the right tags of each sentence, or where none are given the best ones."""
+        transitions = Transitions(self.start, self.between, self.end)
+        if tag is None:
+            return best_tags(emission, there, transitions)
+        return negative_log_likelihood(emission, tag, there, transitions)

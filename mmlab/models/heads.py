@@ -29,8 +29,16 @@ class ClassificationHead(nn.Module):
             hidden: Width of the hidden layer; None: there is none.
             dropout: Probability on what the last linear layer reads.
             pooling: Makes one vector of the tokens; None takes their mean.
+
+        Raises:
+            ValueError: A pooling made for tokens of another size.
         """
         super().__init__()
+        if pooling is not None and pooling.dim not in {dim, None}:
+            raise ValueError(
+                f"{type(pooling).__name__} is made for tokens of size {pooling.dim}, the head for {dim}: set "
+                f"its dim to {dim}"
+            )
         self.dim = dim
         self.classes = classes
         self.pooling = MeanPooling() if pooling is None else pooling

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.encoders.encoder import Encoded, Encoder
 
 
 class LayerMix(nn.Module):
@@ -26,18 +26,19 @@ class LayerMix(nn.Module):
         self.layers = layers
         self.weight = nn.Parameter(torch.zeros(layers))
 
-    def size(self, dim: int) -> int:
-        """Size of what comes of tokens of size `dim`.
+    def size(self, encoder: Encoder) -> int:
+        """Size of what comes of an encoder's tokens.
 
         Raises:
-            ValueError: They are not of so many layers.
+            ValueError: It gives more or fewer layers.
         """
-        if dim % self.layers != 0:
+        if encoder.layers_per_token != self.layers:
             raise ValueError(
-                f"LayerMix is made for {self.layers} layers, which do not divide tokens of size {dim}: set "
-                "layers to those of the encoder and one more, and its every_layer to true"
+                f"LayerMix is made for {self.layers} layers, but {type(encoder).__name__} gives "
+                f"{encoder.layers_per_token}: set layers to that, and the encoder's every_layer to true to "
+                "have all"
             )
-        return dim // self.layers
+        return encoder.dim // self.layers
 
     def forward(self, encoded: Encoded) -> Encoded:
         """Weigh the layers of every token."""

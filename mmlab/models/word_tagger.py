@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmlab.batch import NOBODY, Batch, Input, Modality
-from mmlab.models.crf import Transitions
-from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.encoders.encoder import Encoder
 from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.shared_space import never_empty
-from mmlab.models.fusion.tower import FusionTower, side_by_side
-
-
-class Tagged(NamedTuple):
-    """What the model thinks of each word."""
-
-    emission: Float[Tensor, "samples words tags"]
-    """Logits of each tag."""
-    there: Bool[Tensor, "samples words"]
-    """Which words there are, from the left."""
-    transitions: Transitions | None
-    """Scores of what follows what, where the model has them."""
+from mmlab.models.fusion.tower import FusionTower
 
 
 class WordTagger(nn.Module):
@@ -40,7 +26,6 @@ class WordTagger(nn.Module):
         text: Encoder,
         *,
         tags: int,
-        crf: bool = False,
         dropout: float = 0.1,
         image: FusionTower | None = None,
         num_heads: int = 8,
@@ -50,7 +35,6 @@ class WordTagger(nn.Module):
         Args:
             text: Encoder of text, read by a `WordReader`.
             tags: Number of tags.
-            crf: Learn what may follow what, and decode whole sentences.
             dropout: Probability on what the tags are told from.
             image: Encoder of pictures, with `keep_tokens`.
             num_heads: Of the look at a picture.
@@ -74,13 +58,9 @@ class WordTagger(nn.Module):
             self.gate = nn.Parameter(torch.zeros(1))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(text.dim, tags)
-        if crf:
-            self.start, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
-            self.between = nn.Parameter(torch.zeros(tags, tags))
-        self.crf = crf
 
-    def forward(self, batch: Batch) -> Tagged:
-        """Tag every word.
+    def forward(self, batch: Batch) -> Float[Tensor, "words tags"]:
+        """Logits of the tags of every word of every sample, one after the other.
 
         Raises:
             ValueError: The run does not read words, or no pictures where the model has a tower for them.
@@ -91,10 +71,9 @@ class WordTagger(nn.Module):
         tokens = self.text(text).tokens.float()
         if self.image is not None:
             tokens = self._looked(tokens, batch, text)
-        logits = self.head(self.dropout(tokens))
-        emission, there = side_by_side(Encoded(logits, text.target), text)
-        transitions = Transitions(self.start, self.between, self.end) if self.crf else None
-        return Tagged(emission, there, transitions)
+        logits: Tensor = self.head(self.dropout(tokens)).float()
+        # Added, so that a batch without words has a gradient too, of zeros.
+        return logits[first_tokens(text)] + logits.sum() * 0
 
     def _looked(
         self, tokens: Float[Tensor, "rows tokens dim"], batch: Batch, text: Input
@@ -113,3 +92,24 @@ class WordTagger(nn.Module):
         there = encoded.mask.any(dim=1)[owner] & (text.owner != NOBODY)
         added: Tensor = (torch.tanh(self.gate) * (looked - tokens)).masked_fill(~there[:, None, None], 0)
         return tokens + added
+
+
+def first_tokens(text: Input) -> Bool[Tensor, "rows tokens"]:
+    """The first token of every word that a sample owns."""
+    assert text.target is not None
+    return text.target & (text.owner != NOBODY)[:, None]
+
+
+def by_sample(
+    logits: Float[Tensor, "words tags"], text: Input
+) -> tuple[Float[Tensor, "samples longest tags"], Bool[Tensor, "samples longest"]]:
+    """Lay out what stands one after the other: a row for each sample, and what is there of it."""
+    first = first_tokens(text)
+    owner = text.owner.clamp(min=0)[:, None].expand_as(first)[first]
+    count = torch.bincount(owner, minlength=len(text.present))
+    longest = max(int(count.max()), 1)
+    place = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
+    laid = logits.new_zeros(len(count) * longest, logits.shape[1])
+    laid = laid.index_put((owner * longest + place,), logits)
+    there = torch.arange(longest, device=owner.device) < count[:, None]
+    return laid.reshape(len(count), longest, -1), there

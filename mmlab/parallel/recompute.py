@@ -106,8 +106,8 @@ def checkpoint_blocks(model: nn.Module, share: float) -> None:
     found = [find_blocks(network) for network in networks(model)]
     if share > 0 and not any(found):
         raise ValueError(
-            f"checkpointing={share:g}: {type(model).__name__} has no repeated layers to compute again: leave "
-            "it out"
+            f"checkpointing={share:g}: {type(model).__name__} has no repeated layers to compute again (of a "
+            "model with encoders theirs count): leave it out"
         )
     for blocks in found:
         count = 0 if share == 0 else max(1, round(share * len(blocks)))

@@ -43,7 +43,12 @@ def sentences(
     words: list[str] = []
     found: list[str] = []
     for place, line in enumerate([*files.lines(name), ""], start=1):
-        if heading(line):
+        begins = heading(line)
+        if words and (begins or not line.strip()):
+            number += 1
+            yield Sentence(number, words, found, title)
+            words, found, title = [], [], ""
+        if begins:
             title = line.strip()
         elif line.strip():
             with files.naming(name, place):
@@ -54,10 +59,6 @@ def sentences(
                     raise ValueError(f"{cells[-1]!r} is none of its tags")
             words.append(cells[0])
             found.append(cells[-1])
-        elif words:
-            number += 1
-            yield Sentence(number, words, found, title)
-            words, found, title = [], [], ""
 
 
 def bio(*types: str) -> frozenset[str]:

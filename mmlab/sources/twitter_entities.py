@@ -25,25 +25,35 @@ class TwitterEntities(Released):
 
     name = "twitter_entities"
     release = (
-        "The release is that of UMT (jefferyYu/UMT on GitHub) for either year: a folder with train.txt, "
-        "valid.txt and test.txt, whose posts begin with a line IMGID:NUMBER, and the pictures NUMBER.jpg."
+        "The release is that of UMT (jefferyYu/UMT on GitHub) for one year: a folder with train.txt, "
+        "valid.txt and test.txt, whose posts begin with a line IMGID:NUMBER, and the pictures NUMBER.jpg. Of "
+        "a folder that holds both years name the one of the year."
     )
     licence = "research use; posts and pictures of their authors"
 
     def __init__(
-        self, *, max_side: int | None = 384, from_file: Path | None = None, out: Path | None = None
+        self,
+        *,
+        year: int = 2017,
+        max_side: int | None = 384,
+        from_file: Path | None = None,
+        out: Path | None = None,
     ) -> None:
         """Settings.
 
         Args:
+            year: Which it is, 2015 or 2017: what was prepared is found by it.
             max_side: Larger pictures are reduced to this length in pixels; None: none are.
             from_file: Folder of the release of one year.
             out: Folder to write; None: one in the cache directory.
         """
-        super().__init__(settings={}, max_side=max_side, from_file=from_file, out=out)
+        self.year = year
+        super().__init__(settings={"year": year}, max_side=max_side, from_file=from_file, out=out)
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
-        """A file for each split."""
+        """A file for each split; of a folder with both years it cannot be told which is meant."""
+        if sum(name.endswith("train.txt") for name in files.names) > 1:
+            raise ValueError(f"{files.path} holds several train.txt. {self.release}")
         return self.require(files, {TRAIN: "train.txt", "val": ("valid.txt", "dev.txt"), "test": "test.txt"})
 
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:

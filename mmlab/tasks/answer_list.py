@@ -182,7 +182,7 @@ class AnswerListTask(BaseTask):
 
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep the answers of a batch beside what they may be."""
-        metrics.update([beside(said, batch) for said in self.predict(batch)])
+        metrics.update(beside(self.predict(batch), batch))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Answer]:

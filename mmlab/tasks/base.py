@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
 from mmlab.models.depth import depths
+from mmlab.models.fusion.missing import Substitution
 from mmlab.objectives.loss import Loss, losses_by_source
 from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
@@ -52,6 +53,7 @@ class BaseTask(L.LightningModule, ABC):
         # A checkpoint holds what is trained; `on_load_checkpoint` is as strict about that.
         self.strict_loading = False
         self._prepared = False
+        self._followers = [module for module in self.model.modules() if isinstance(module, Substitution)]
 
     def configure_model(self) -> None:
         """Bring the model into the form in which it runs; Lightning calls this again for every stage.
@@ -185,6 +187,8 @@ class BaseTask(L.LightningModule, ABC):
         super().optimizer_step(*arguments, **named)
         total = int(self.trainer.estimated_stepping_batches)
         self.adaptation.after_step(self.model, self.global_step + 1, total)
+        for module in self._followers:
+            module.after_step()
 
     def train(self, mode: bool = True) -> BaseTask:
         """Put in training mode what is trained; frozen parts stay as they are in evaluation."""

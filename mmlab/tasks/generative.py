@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,18 +35,22 @@ class Answer(NamedTuple):
     """All that was said, where the answer is the end of it."""
 
 
-def beside(answer: Answer, batch: Batch) -> Answered:
-    """An answer beside what it may be."""
-    return Answered(
-        answer.place,
-        answer.text,
-        references=batch.references[answer.sample] if batch.references else (),
-        group=str(int(batch.group[answer.sample])),
-        whole=answer.whole,
-        source=batch.source_of(answer.sample),
-        kind=batch.kind_of(answer.sample),
-        present=batch.modalities_of(answer.sample),
-    )
+def beside(answers: Sequence[Answer], batch: Batch) -> list[Answered]:
+    """Answers beside what they may be."""
+    patterns, group = batch.patterns(), batch.group.tolist()
+    return [
+        Answered(
+            answer.place,
+            answer.text,
+            references=batch.references[answer.sample] if batch.references else (),
+            group=str(group[answer.sample]),
+            whole=answer.whole,
+            source=batch.source_of(answer.sample),
+            kind=batch.kind_of(answer.sample),
+            present=patterns[answer.sample],
+        )
+        for answer in answers
+    ]
 
 
 class GenerativeTask(BaseTask):
@@ -145,8 +149,7 @@ class GenerativeTask(BaseTask):
         """Get answers, and keep them beside what they may be."""
         answers, known = self.predict(batch), self._likelihood(batch)
         answered = []
-        for answer in answers:
-            one = beside(answer, batch)
+        for answer, one in zip(answers, beside(answers, batch), strict=True):
             if known is not None:  # what does not choose has one row for each sample
                 loss = -float(known.log_probability[answer.sample])
                 one = one._replace(loss=loss, tokens=int(known.tokens[answer.sample]))

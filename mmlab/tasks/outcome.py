@@ -41,7 +41,7 @@ class Outcome(ABC):
 
     @abstractmethod
     def read(self, label: str) -> float:
-        """The number that a label stands for.
+        """The number that a label stands for; references come as the samples have them.
 
         Raises:
             ValueError: It is none that the config names.
@@ -73,7 +73,7 @@ class Outcome(ABC):
         if not references:
             return None
         try:
-            return self.read(references[0].strip())
+            return self.read(references[0])
         except ValueError as error:
             if self.others == "leave_out":
                 return None

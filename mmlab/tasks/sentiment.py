@@ -65,8 +65,9 @@ class SentimentTask(BaseTask):
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep what is told of a batch beside its labels."""
         known = self.outcome.wanted(batch).known.tolist()
-        answered = [(known[said.sample], beside(said, batch)) for said in self.predict(batch)]
-        metrics.update([one if there else one._replace(references=()) for there, one in answered])
+        told = self.predict(batch)
+        pairs = zip(told, beside(told, batch), strict=True)
+        metrics.update([one if known[said.sample] else one._replace(references=()) for said, one in pairs])
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Answer]:

@@ -75,6 +75,17 @@ def test_words_stay_whole_and_in_order(folders: dict[str, str], words: list[str]
     assert found == [reader.encode(word)[: max_length - 2] for word in words]
 
 
+def test_a_word_cannot_pass_for_a_special_token(folders: dict[str, str]) -> None:
+    for kind, special, unknown in (
+        ("wordpiece", {"[SEP]", "[PAD]", "[CLS]"}, {1}),
+        ("bytes", {"<|end|>", "<|start|>"}, set()),
+    ):
+        reader = WordReader(folders[kind])
+        (row,) = reader.read(members(["a", *sorted(special), "b"]), None)
+        inside = row[1:-1, 0] if kind == "wordpiece" else row[:, 0]
+        assert {token for token in inside.tolist() if token < 4 - 2 * (kind == "bytes")} <= unknown
+
+
 def test_no_words_are_no_row(folders: dict[str, str]) -> None:
     reader = WordReader(folders["wordpiece"])
     assert reader.read(members([]), None) == ()

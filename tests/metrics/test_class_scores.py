@@ -49,6 +49,13 @@ def test_confusions_are_counted_in_the_order_asked_for() -> None:
     assert np.array_equal(table.counts, confusion_matrix(right, said, labels=["low", "high", "odd"]))
 
 
+def test_of_many_labels_the_commonest_are_shown() -> None:
+    right = ["a"] * 4 + ["b"] * 3 + ["c", "d"]
+    table = confusion(answers(right, ["a"] * 8 + ["e"]), limit=3)
+    assert table.labels == ("a", "b", "(others)")
+    assert table.counts == ((4, 0, 0), (3, 0, 0), (1, 0, 1))
+
+
 def test_ranks_are_some_steps_apart() -> None:
     found = ClassScores(LABELS, ordered=True)(answers(["low", "high", "middle"], ["high", "high", "low"]))
     assert found["rank_error"] == 1
@@ -103,6 +110,8 @@ def test_where_numbers_say_nothing_the_score_is_none() -> None:
     assert math.isnan(found["corr"])
     assert math.isnan(found["acc_2_non0"])
     assert found["acc_2_has0"] == 1
+    rounded = ScaleScores()(answers(["1", "-1"], ["-0.0708595961", "-0.070859611"]))
+    assert math.isnan(rounded["corr"])
 
 
 def test_samples_with_other_modalities_are_scored_apart() -> None:

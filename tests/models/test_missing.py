@@ -19,7 +19,8 @@ from mmlab.models.fusion.tower import FusionTower, side_by_side
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.models.heads import ClassificationHead
 from mmlab.models.layer_mix import LayerMix
-from mmlab.models.pooling import FirstTokenPooling, StatisticsPooling
+from mmlab.models.pooling import AttentivePooling, FirstTokenPooling, StatisticsPooling
+from mmlab.parallel.micro_batch import run_in_parts
 
 TEXT, SIGNAL = Modality.TEXT, Modality.SIGNAL
 
@@ -70,24 +71,25 @@ def test_one_token_stands_where_a_modality_is_missing(kind: Standing) -> None:
         assert (tokens[~there, 0] == float(kind == "learned")).all()
 
 
-def test_a_mean_is_that_of_what_training_has_seen() -> None:
+def test_a_mean_is_that_of_what_the_steps_before_have_seen() -> None:
     fill = Substitution(DIMS, kind="mean")
     first, second = encoded(0), encoded(1)
     assert (fill.eval()(first)[TEXT].tokens[3, 0] == 0).all()  # nothing was seen
     fill.train()
     fill(first)
-    fill(second)
+    assert (fill(second)[TEXT].tokens[3, 0] == 0).all()  # within a step the mean stays
+    fill.after_step()
     seen = torch.cat([e[TEXT].tokens[e[TEXT].mask] for e in (first, second)]).detach()
     torch.testing.assert_close(fill.eval()(first)[TEXT].tokens[3, 0], seen.mean(dim=0))
-    with torch.no_grad():  # the pass of gradient caching that keeps nothing
-        fill.train()(first)
-    torch.testing.assert_close(fill.eval()(first)[TEXT].tokens[3, 0], seen.mean(dim=0))
+    fill.after_step()
+    torch.testing.assert_close(fill(first)[TEXT].tokens[3, 0], seen.mean(dim=0))
 
 
 def gathered_mean(_: Any = None) -> list[float]:
     rank = torch.distributed.get_rank()
     fill = Substitution(DIMS, kind="mean")
     fill(encoded(rank))
+    fill.after_step()
     return fill.eval()(encoded())[SIGNAL].tokens[1, 0].tolist()
 
 
@@ -95,6 +97,27 @@ def test_ranks_take_one_mean(ranks: Any) -> None:
     first, second = ranks(gathered_mean)
     seen = torch.cat([encoded(n)[SIGNAL].tokens[encoded(n)[SIGNAL].mask] for n in (0, 1)]).detach()
     assert first == second == pytest.approx(seen.mean(dim=0).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mean", "learned"])
+def test_parts_of_a_batch_count_once_and_give_the_same_gradients(kind: Standing) -> None:
+    """With gradient caching the backward pass runs every part again."""
+    batch = make_batch()
+    found = []
+    for micro_batch in (None, 2):
+        torch.manual_seed(0)
+        fill = Substitution({"text": 8, "signal": 8}, kind=kind)
+        model = make_model("transformer", missing=fill)
+        for step in range(2):
+            model.zero_grad()
+            said = model(batch) if micro_batch is None else run_in_parts(model, batch, micro_batch)
+            said.logits.square().sum().backward()
+            if step == 0:
+                fill.after_step()
+        counts = [buffer.clone() for name, buffer in fill.named_buffers() if name.endswith("_new")]
+        found.append([*counts, *(parameter.grad for parameter in model.parameters())])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def features(count: int = 4, *, lacking: tuple[int, ...] = (), seed: int = 0) -> Input:
@@ -197,6 +220,7 @@ class Layers(Encoder):
 
     modality = Modality.SIGNAL
     dim = 4
+    layers_per_token = 2
 
     def encode(self, inputs: Input) -> Encoded:
         assert inputs.mask is not None
@@ -211,10 +235,10 @@ def test_layers_are_weighed_each_at_its_own_scale() -> None:
     torch.testing.assert_close(mix(encoded).tokens[0, 0], torch.tensor([-0.5, 0.5]), atol=1e-4, rtol=0)
     tower = FusionTower(Layers(), layers=mix, pooling=StatisticsPooling())
     assert tower.dim == 4
-    with pytest.raises(
-        ValueError, match="LayerMix is made for 3 layers, which do not divide tokens of size 4"
-    ):
-        FusionTower(Layers(), layers=LayerMix(3))
+    with pytest.raises(ValueError, match="LayerMix is made for 4 layers, but Layers gives 2: set layers to"):
+        FusionTower(Layers(), layers=LayerMix(4))
+    with pytest.raises(ValueError, match="AttentivePooling is made for tokens of size 9, the head for 8"):
+        ClassificationHead(8, classes=2, pooling=AttentivePooling(9))
 
 
 def test_statistics_are_mean_and_deviation_of_what_is_valid() -> None:

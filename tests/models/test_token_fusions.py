@@ -102,6 +102,27 @@ def test_a_node_hears_its_edges_only() -> None:
         assert torch.equal(fusion(given).tokens[:, :3], fusion(other).tokens[:, :3]) == same
 
 
+def test_what_is_near_does_not_depend_on_the_batch() -> None:
+    """Padding to a number that is a square makes no picture of a sequence."""
+    torch.manual_seed(0)
+    fusion = GraphFusion({"image": 3}, dim=8, edges="near", reach=0.2)
+    tokens = torch.randn(1, 9, 3)
+    alone = fusion({IMAGE: Encoded(tokens, torch.ones(1, 9, dtype=torch.bool))}).tokens
+    for width in (12, 16):
+        padded = torch.cat([tokens, torch.zeros(1, width - 9, 3)], dim=1)
+        found = fusion({IMAGE: Encoded(padded, torch.arange(width)[None] < 9)}).tokens
+        torch.testing.assert_close(found[:, :9], alone)
+
+
+def test_a_node_keeps_as_many_edges_as_it_may_where_scores_are_equal() -> None:
+    torch.manual_seed(0)
+    layer = GraphLayer(8, num_heads=2, relations=1, keep=2)
+    same = torch.randn(1, 1, 8).expand(1, 5, 8).clone()
+    edge, relation = torch.ones(1, 5, 5, dtype=torch.bool), torch.zeros(5, 5, dtype=torch.int64)
+    heard = torch.autograd.functional.jacobian(lambda x: layer(x, edge, relation)[0, 0].sum(), same)[0]
+    assert 1 <= (heard.abs().sum(dim=1) > 1e-6).sum() <= 4  # itself, and two for each head; of 5
+
+
 def test_nodes_of_one_kind_can_change_places() -> None:
     """A graph has no order: objects that are listed otherwise give the same, listed so."""
     torch.manual_seed(0)
@@ -114,9 +135,10 @@ def test_nodes_of_one_kind_can_change_places() -> None:
 
 def test_near_is_beside_in_pictures_and_in_time() -> None:
     whole = torch.ones(1, 9, dtype=torch.bool)
-    picture = place_of(IMAGE, whole)
+    picture = place_of(whole, (3, 3))
     assert picture[0, 5].tolist() == pytest.approx([0.5, 5 / 6])
-    steps = place_of(SIGNAL, torch.tensor([[True, True, True, False]]))
+    assert torch.equal(place_of(torch.ones(1, 18, dtype=torch.bool), (3, 3))[:, 9:], picture)  # two pictures
+    steps = place_of(torch.tensor([[True, True, True, False]]), None)
     assert steps[0, :3, 0].tolist() == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     edge = near([picture, steps[:, :3]], reach=0.34)[0]
     assert edge[4, :9].all()  # the middle of the picture
@@ -188,31 +210,36 @@ def test_a_sample_without_steps_aligns_nothing_and_has_a_gradient() -> None:
     assert (score.grad[0] == 0).all()
 
 
-def test_words_find_their_part_of_a_signal() -> None:
-    """Three words, each spoken for some steps: training on what the words hear finds where they are."""
+def test_training_finds_which_steps_belong_to_which_word() -> None:
+    """Each word is to tell what its stretch of the signal holds; the steps say which word they are of."""
+    generator = torch.Generator().manual_seed(0)
+    count, steps, words, kinds = 256, 9, 3, 4
+    first = torch.randint(1, 5, (count, 1), generator=generator)
+    second = first + torch.randint(1, 4, (count, 1), generator=generator)
+    step = torch.arange(steps)
+    word = (step >= first).long() + (step >= second)
+    content = torch.randint(0, kinds, (count, words), generator=generator)
+    signal = torch.cat([torch.eye(words)[word], torch.eye(kinds)[content.gather(1, word)]], dim=2)
+    given = {
+        TEXT: Encoded(torch.eye(words).expand(count, -1, -1), torch.ones(count, words, dtype=torch.bool)),
+        SIGNAL: Encoded(signal, torch.ones(count, steps, dtype=torch.bool)),
+    }
     torch.manual_seed(0)
-    code = torch.eye(3)
-    order = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [2, 1, 1, 1, 1, 1, 0, 0]])
-    words = {0: torch.tensor([0, 1, 2]), 1: torch.tensor([2, 1, 0])}
-    text = Encoded(torch.stack([code[words[n]] for n in range(2)]), torch.ones(2, 3, dtype=torch.bool))
-    signal = Encoded(code[order] * 2, torch.ones(2, 8, dtype=torch.bool))
-    fusion = AlignmentFusion({"text": 3, "signal": 3}, dim=16)
-    head = torch.nn.Linear(16, 3)
-    optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.02)
-
-    def weights() -> Tensor:
-        parts = fusion.space({TEXT: text, SIGNAL: signal})
-        query, key = fusion.queries["signal"](parts[TEXT].tokens), fusion.keys["signal"](parts[SIGNAL].tokens)
-        return monotonic(query @ key.transpose(1, 2) / 4, text.mask, signal.mask)
-
-    for _ in range(60):
-        said = head(fusion({TEXT: text._replace(tokens=text.tokens * 0.1), SIGNAL: signal}).tokens)
-        loss = torch.nn.functional.cross_entropy(said.flatten(0, 1), torch.cat([words[0], words[1]]))
+    fusion, head = (
+        AlignmentFusion({"text": words, "signal": words + kinds}, dim=32),
+        torch.nn.Linear(32, kinds),
+    )
+    optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.01)
+    for _ in range(120):
+        loss = torch.nn.functional.cross_entropy(head(fusion(given).tokens).flatten(0, 1), content.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.3
-    assert weights().shape == (2, 3, 8)
+    parts = fusion.space(given)
+    query, key = fusion.queries["signal"](parts[TEXT].tokens), fusion.keys["signal"](parts[SIGNAL].tokens)
+    weight = monotonic(query @ key.transpose(1, 2) / 32**0.5, parts[TEXT].mask, parts[SIGNAL].mask)
+    assert float(loss.detach()) < 0.1  # guessing is 1.39
+    assert (weight.argmax(dim=1) == word).float().mean() > 0.95
 
 
 def test_modalities_meet_in_the_bottleneck_only() -> None:
@@ -268,4 +295,8 @@ def test_sizes_that_do_not_fit() -> None:
         ValueError, match=r"factor=300 makes a product of 27,270,901 entries for 3 modalities"
     ):
         TensorFusion({"text": 4, "image": 4, "signal": 4}, dim=8, factor=300)
+    with pytest.raises(ValueError, match="ticks=0: a clock has one at least"):
+        ClockFusion({"text": 4}, dim=8, ticks=0)
+    with pytest.raises(ValueError, match="num_layers=0, bottlenecks=4: each must be 1 at least"):
+        BottleneckFusion({"text": 4}, dim=8, num_layers=0)
     assert ClockFusion({"text": 4}, dim=8, ticks=5)({TEXT: encoded()[TEXT]}).tokens.shape == (4, 5, 8)

@@ -38,6 +38,19 @@ def test_thirty_seconds_equal_transformers(tiny_whisper: Path) -> None:
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-4)
 
 
+def test_every_layer_is_that_of_transformers(tiny_whisper: Path) -> None:
+    inputs = sounds([480_000])
+    model = WhisperModel.from_pretrained(tiny_whisper).eval()
+    encoder = WhisperEncoder(str(tiny_whisper), every_layer=True).eval()
+    mel = WhisperFeatureExtractor()(inputs.data[0].numpy(), sampling_rate=16_000)["input_features"]
+    with torch.no_grad():
+        tokens, _ = encoder(inputs)
+        wanted = model.encoder(torch.from_numpy(mel), output_hidden_states=True).hidden_states
+    assert encoder.layers_per_token == len(wanted)
+    assert encoder.dim == tokens.shape[2]
+    torch.testing.assert_close(tokens, torch.cat(wanted, dim=2), rtol=0, atol=1e-4)
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 700), st.integers(1, 20_000)), min_size=2, max_size=4),

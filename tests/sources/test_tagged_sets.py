@@ -103,3 +103,10 @@ def test_posts_stand_beside_their_pictures(tmp_path: Path) -> None:
     assert about(samples["test-1"])["tags"] == ["O", "B-PER"]
     assert about(samples["test-1"])["group"] == "7"
     assert note(folder)["splits"]["test"]["left_out"] == {"file missing": 1}
+    dense = {name: text.replace("\n\n", "\n") for name, text in files.items()}
+    release = write_release(tmp_path / "dense", {**dense, **pictures})
+    again = TwitterEntities(from_file=release, out=tmp_path / "again").prepare()
+    assert about(read_shards(again, "test")["test-2"])["words"] == ["Ulm"]  # a heading ends a post too
+    both = {f"{year}/{name}": text for year in (2015, 2017) for name, text in files.items()}
+    with pytest.raises(ValueError, match=r"holds several train\.txt\. The release is that of UMT"):
+        TwitterEntities(from_file=write_release(tmp_path / "both", both), out=tmp_path / "o").prepare()

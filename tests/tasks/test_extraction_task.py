@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from mmlab.data.shards import write_shards
 from mmlab.data.words import WordReader
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.tower import FusionTower
-from mmlab.models.word_tagger import WordTagger
+from mmlab.models.word_tagger import WordTagger, by_sample
 from mmlab.optim import Optimization
+from mmlab.parallel.micro_batch import split
 from mmlab.tasks.extraction import ExtractionTask, tag_numbers
 
 pytestmark = [
@@ -91,8 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             about["odd"] = tags[:-1]
         return {"__key__": f"k{number}", "json": json.dumps(about | {"odd": about.get("odd", tags)}).encode()}
 
-    for split, count in (("train", 96), ("val", 20), ("test", 22)):
-        write_shards(map(sample, range(count)), folder, split)
+    for name, count in (("train", 96), ("val", 20), ("test", 22)):
+        write_shards(map(sample, range(count)), folder, name)
     return folder
 
 
@@ -105,11 +107,12 @@ def make_data(folder: Path, *, field: str = "json.tags", max_length: int = 64) -
     )
 
 
-def make_task(*, tags: list[str] = TAGS, **model: Any) -> ExtractionTask:
+def make_task(*, tags: list[str] = TAGS, crf: bool = False, **model: Any) -> ExtractionTask:
     torch.manual_seed(0)
     return ExtractionTask(
         WordTagger(Letters(), tags=4, **model),
         tags=tags,
+        crf=crf,
         optimization=Optimization(partial(torch.optim.AdamW, lr=2e-2)),
         adaptation=Policy("full"),
     )
@@ -153,10 +156,12 @@ def test_a_row_for_each_part_is_one_sentence(folder: Path) -> None:
         data.prepare_data()
         data.setup("test")
         batch = next(iter(data.test_dataloader()))
-        said = task.model(batch)
-        assert said.there.sum(dim=1).tolist() == [len(sentence(n)[0]) for n in range(8)]
-        assert [len(answer.text.split()) for answer in task.predict(batch)] == said.there.sum(dim=1).tolist()
-        emissions.append(said.emission)
+        emission, there = by_sample(task.model(batch), batch.text)
+        assert there.sum(dim=1).tolist() == [len(sentence(n)[0]) for n in range(8)]
+        assert [len(answer.text.split()) for answer in task.predict(batch)] == there.sum(dim=1).tolist()
+        parts = torch.cat([task.model(part) for part in split(batch, 3)])
+        torch.testing.assert_close(by_sample(parts, batch.text)[0], emission)
+        emissions.append(emission)
     assert emissions[0].shape == emissions[1].shape
 
 
@@ -165,8 +170,7 @@ def test_the_loss_is_that_of_all_words(folder: Path) -> None:
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    said = task.model(batch)
-    flat = said.emission[said.there]
+    flat = task.model(batch)
     right = torch.tensor([TAGS.index(tag) for known in batch.references for tag in known])
     value, (share,) = task.losses(batch)["tags"]
     torch.testing.assert_close(value, torch.nn.functional.cross_entropy(flat, right))
@@ -185,6 +189,9 @@ def test_tags_that_do_not_fit(folder: Path, trainer: Callable[..., L.Trainer]) -
         make_task(tags=["O", "PER", "B-A", "I-A"])
     with pytest.raises(ValueError, match="the model gives 4 tags, there are 3: set both alike"):
         make_task(tags=TAGS[:3])
+    for wrong in (["O", "B-A", "B-A", "I-A"], ["O", "B-A b", "B-A", "I-A"]):
+        with pytest.raises(ValueError, match="is there twice, or has a space"):
+            make_task(tags=wrong)
     data = make_data(folder)
     data.loading = Loading(group_by="key")
     with pytest.raises(ValueError, match=r"no tags to learn from: set data\.loading\.references"):
@@ -225,15 +232,15 @@ def test_a_picture_is_looked_at_through_a_gate() -> None:
     plain = WordTagger(Letters(), tags=4).eval()
     plain.load_state_dict(model.state_dict(), strict=False)
     batch = pictured()
-    assert torch.equal(model(batch).emission, plain(batch).emission)  # the gate is closed at the start
+    assert torch.equal(model(batch), plain(batch))  # the gate is closed at the start
     torch.nn.init.ones_(model.gate)
-    seen = model(batch).emission
-    assert not torch.allclose(seen[0], plain(batch).emission[0])
+    seen = model(batch)
+    assert not torch.allclose(seen[:2], plain(batch)[:2])
     # Without a picture a sentence is read as it is, and the other as before.
-    half = model(pictured(lacking=(0,))).emission
-    torch.testing.assert_close(half[0], plain(batch).emission[0])
-    torch.testing.assert_close(half[1], seen[1])
-    model(pictured(lacking=(0, 1))).emission.square().sum().backward()
+    half = model(pictured(lacking=(0,)))
+    torch.testing.assert_close(half[:2], plain(batch)[:2])
+    torch.testing.assert_close(half[2:], seen[2:])
+    model(pictured(lacking=(0, 1))).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -246,5 +253,60 @@ def test_parts_that_do_not_fit() -> None:
         WordTagger(Letters(), tags=4)(
             Batch(**{n: getattr(batch, n) for n in ("keys", "place", "valid", "group")})
         )
-    said = WordTagger(Letters(), tags=4)(batch)
-    assert tag_numbers(batch, said, {tag: n for n, tag in enumerate(TAGS)}).tolist() == [[0, 1], [3, 0]]
+    _, there = by_sample(WordTagger(Letters(), tags=4)(batch), batch.text)
+    right, known = tag_numbers(batch, there, {tag: n for n, tag in enumerate(TAGS)})
+    assert right.tolist() == [[0, 1], [3, 0]]
+    assert known.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_every_parameter_has_a_gradient_whatever_a_batch_holds(crf: bool) -> None:
+    """Sentences of one word, no words at all, no sample with tags: ranks must still step together."""
+    task, batch = make_task(crf=crf), pictured()
+    assert batch.text is not None
+    one = batch.text.target & (batch.text.target.cumsum(dim=1) == 1)
+    for text, references in (
+        (replace(batch.text, target=one), (("O",), ("B-LOC",))),
+        (batch.text.without(torch.ones(2, dtype=torch.bool)), ((), ())),
+        (batch.text, ((), ())),
+    ):
+        task.zero_grad()
+        (loss,) = task.losses(replace(batch, text=text, references=references)).values()
+        loss.value.backward()
+        for name, parameter in task.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_a_sample_without_tags_is_told_of_but_not_scored() -> None:
+    task, batch = make_task().eval(), pictured()
+    metrics = task.make_metrics()
+    task.update_metrics(metrics, replace(batch, references=(("O", "B-PER"), ())))
+    assert [bool(one.references) for one in metrics.answered()] == [True, False]
+    metrics = task.make_metrics()
+    task.update_metrics(metrics, replace(batch, references=()))
+    assert len(metrics.answered()) == 2
+    with pytest.raises(ValueError, match="sample 'b' has 2 words and 1 tags"):
+        task.update_metrics(metrics, replace(batch, references=((), ("O",))))
+
+
+def field_task() -> ExtractionTask:
+    task = make_task(crf=True, dropout=0.0)
+    assert task.field is not None
+    for parameter in task.field.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    return task
+
+
+def ranks_loss(_: Any = None) -> float:
+    """The mean over ranks of the loss of each rank's half, by a CRF."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    (loss,) = field_task().losses(pictured().select(torch.tensor([rank]))).values()
+    total = loss.value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return float(total) / world
+
+
+def test_ranks_have_the_loss_of_the_whole_batch(ranks: Any) -> None:
+    (whole,) = field_task().losses(pictured()).values()
+    assert ranks(ranks_loss) == pytest.approx([float(whole.value.detach())] * 2, rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy.special import expit
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
 from mmlab.callbacks.answers import AnswerPage
+from mmlab.callbacks.chart import Point, curve
 from mmlab.callbacks.confusion import ConfusionFigure
 from mmlab.callbacks.robustness import RobustnessCurve, without
 from mmlab.data.module import ShardData
@@ -164,6 +166,28 @@ def test_a_curve_of_no_score_is_refused(folder: Path, trainer: Callable[..., L.T
         RobustnessCurve(shares=[0.5, 0.1])
 
 
+def test_a_curve_leaves_out_what_is_no_number_and_goes_below_zero() -> None:
+    points = [
+        Point(0.0, 0.9, 0.8, 1.0),
+        Point(0.5, math.nan, math.nan, math.nan),
+        Point(1.0, -0.5, -0.7, 0.0),
+    ]
+    drawn = curve(points, title="corr", across="missing", up="corr")
+    assert "nan" not in drawn
+    assert drawn.count("<circle") == 2
+    assert "-0.7" in drawn
+    assert "<circle" not in curve([points[1]], title="", across="", up="")
+
+
+def test_the_curve_is_measured_in_the_precision_of_the_test(
+    folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    test = trainer(RobustnessCurve("mae", shares=(0.0, 0.5)), precision="bf16-mixed")
+    found = test.test(make_task(Scale()), make_data(folder), verbose=False)[0]
+    records = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))
+    assert records[0]["mae"] == pytest.approx(found["test/mae"], abs=1e-6)
+
+
 def test_more_is_missing_at_a_higher_share_whatever_the_batch(folder: Path) -> None:
     data = make_data(folder)
     data.prepare_data()
@@ -195,7 +219,7 @@ def some_batch(references: list[tuple[str, ...]]) -> Batch:
 
 
 def test_what_is_not_valid_or_not_labelled_is_not_known() -> None:
-    batch = some_batch([("positive", "neutral"), (), ("nonsense",), (" negative ",)])
+    batch = some_batch([("positive", "neutral"), (), ("nonsense",), ("negative",)])
     value, known = Classes(WORDS).wanted(batch)
     assert known.tolist() == [True, False, False, True]
     assert value[known].tolist() == [2, 0]

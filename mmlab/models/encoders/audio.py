@@ -61,7 +61,8 @@ class WhisperEncoder(Encoder):
                     f"num_layers={num_layers}: {name!r} has {available}, choose 1 to {available}"
                 )
             self.backbone.layers = self.backbone.layers[:num_layers]
-        self.dim = self.backbone.config.d_model * (1 + len(self.backbone.layers) * every_layer)
+        self.layers_per_token = 1 + len(self.backbone.layers) * every_layer
+        self.dim = self.backbone.config.d_model * self.layers_per_token
 
     def encode(self, inputs: Input) -> Encoded:
         """Encode waveforms, float32 [rows, samples] in [-1, 1].

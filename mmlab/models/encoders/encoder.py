@@ -31,6 +31,8 @@ class Encoder(Network):
     modality: Modality
     dim: int
     """Size of a token's features."""
+    layers_per_token: int = 1
+    """How many layers' features stand side by side in a token."""
 
     def forward(self, inputs: Input) -> Encoded:
         """Encode every row, or pass on the tokens that this encoder gave before (`Input.encoded`).

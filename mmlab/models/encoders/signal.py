@@ -74,7 +74,7 @@ class SignalEncoder(Encoder):
         signal = inputs.data.masked_fill(~valid[:, :, None], 0).transpose(1, 2)
         tokens = self.norm(F.gelu(self.convolution(signal)).transpose(1, 2))
         mask = valid[:, :: self.stride]
-        tokens = tokens + sinusoids(tokens.shape[1], self.dim).to(tokens)
+        tokens = tokens + sinusoids(tokens.shape[1], self.dim, device=tokens.device).to(tokens)
         for layer in self.layers:
             tokens = layer(tokens, mask[:, None, None, :])
         return Encoded(self.last_norm(tokens), mask)
@@ -126,8 +126,8 @@ def _steps(channels: int, dtype: torch.dtype) -> Input:
     return Input(data, owner=one - 1, present=one.bool(), length=one * 16)
 
 
-def sinusoids(steps: int, dim: int) -> Float[Tensor, "steps dim"]:
+def sinusoids(steps: int, dim: int, *, device: torch.device | None = None) -> Float[Tensor, "steps dim"]:
     """Fixed position vectors (Vaswani et al. 2017, section 3.5): sines, then cosines."""
-    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10_000) / max(dim // 2 - 1, 1)))
-    angles = torch.arange(steps)[:, None] * rates
+    rates = torch.exp(torch.arange(dim // 2, device=device) * (-math.log(10_000) / max(dim // 2 - 1, 1)))
+    angles = torch.arange(steps, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -18,9 +18,9 @@ from mmlab.models.fusion.shared_space import SharedSpace, never_empty
 class ClockFusion(Fusion):
     """Resamples every modality to the same ticks, and fuses what stands at each.
 
-    z_t = gelu(W [x_1(t); x_2(t); ...] + b), where x_m(t) is linear between the tokens of the modality, which
-    are spread evenly over the sample (:func:`resample`). In the place of a modality that a sample lacks
-    stands a learned vector, zeros at the start. The result has a token for each tick.
+    z_t = gelu(W [norm(x_1(t)); norm(x_2(t)); ...] + b), where x_m(t) is linear between the tokens of the
+    modality, which are spread evenly over the sample (:func:`resample`). In the place of a modality that a
+    sample lacks stands a learned vector, zeros at the start. The result has a token for each tick.
     """
 
     def __init__(self, dims: dict[str, int], *, dim: int, ticks: int = 16, dropout: float = 0.0) -> None:
@@ -31,8 +31,13 @@ class ClockFusion(Fusion):
             dim: Size of the result.
             ticks: Of the common clock, for the whole of a sample.
             dropout: Probability on the result.
+
+        Raises:
+            ValueError: `ticks` is below 1.
         """
         super().__init__(dims, dim=dim)
+        if ticks < 1:
+            raise ValueError(f"ticks={ticks}: a clock has one at least")
         self.ticks = ticks
         self.norms = nn.ModuleDict({modality.value: nn.LayerNorm(n) for modality, n in self.dims.items()})
         self.missing = nn.ParameterDict({modality.value: torch.zeros(n) for modality, n in self.dims.items()})
@@ -52,9 +57,10 @@ class ClockFusion(Fusion):
 class AlignmentFusion(Fusion):
     """Aligns every modality to the tokens of one by attention that never goes back, and adds them there.
 
-    z_i = x_i + sum_m sum_j p_m(i, j) y_mj / sum_j p_m(i, j): token j of modality m belongs to token i of the
-    anchor with probability p_m(i, j), over all assignments in which i never falls as j rises
-    (:func:`monotonic`; scores are scaled dot products). For words and the sound they are spoken in, that is a
+    z_i = norm(x_i + sum_m sum_j p_m(i, j) y_mj / sum_j p_m(i, j)), where x and y are the projected tokens
+    (:class:`SharedSpace`) of the anchor and of the others: token j of modality m belongs to token i with
+    probability p_m(i, j), over all assignments in which i never falls as j rises (:func:`monotonic`; scores
+    are scaled dot products of two more projections). For words and the sound they are spoken in, that is a
     forced alignment that is learned. A sample without the anchor has one blank token to align to.
     """
 

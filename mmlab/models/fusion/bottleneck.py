@@ -44,10 +44,12 @@ class BottleneckFusion(Fusion):
             dropout: Probability in the layers.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`.
+            ValueError: `num_heads` does not divide `dim`; no layer or no bottleneck.
         """
         super().__init__(dims, dim=dim)
         check_heads(dim, num_heads)
+        if min(num_layers, bottlenecks) < 1:
+            raise ValueError(f"num_layers={num_layers}, bottlenecks={bottlenecks}: each must be 1 at least")
         self.space = SharedSpace(self.dims, dim=dim)
         self.bottleneck = nn.Parameter(torch.randn(1, bottlenecks, dim) * 0.02)
         self.layers = nn.ModuleDict(

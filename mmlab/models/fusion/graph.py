@@ -26,6 +26,7 @@ class GraphFusion(Fusion):
     Nodes are projected tokens (:class:`SharedSpace`). Edges lead between all nodes, `within` a modality,
     `between` modalities, or where nodes are `near` each other (:func:`near`); every node has one to itself.
     With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
+    Memory grows with nodes^2 times `dim`: pool long sequences before.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class GraphFusion(Fusion):
         dim: int,
         edges: Edges = "all",
         reach: float = 0.25,
+        grid: tuple[int, int] | None = None,
         keep: int | None = None,
         num_layers: int = 2,
         num_heads: int = 4,
@@ -46,6 +48,8 @@ class GraphFusion(Fusion):
             dim: Size of the result.
             edges: Which nodes may listen to which.
             reach: How far apart nodes may be that are `near`, as a share of the picture's side or the length.
+            grid: Rows and columns of the tokens of a picture, row by row, for `near`; None: they are steps of
+                a sequence, as those of other modalities.
             keep: Edges of each node that are used, the best ones; None: all.
             num_layers: Layers, each of graph attention and a feed-forward network.
             num_heads: Attention heads; they divide `dim`.
@@ -59,6 +63,7 @@ class GraphFusion(Fusion):
             raise ValueError(f"keep={keep}: every node listens to one other at least")
         self.edges: Edges = edges
         self.reach = reach
+        self.grid = grid
         self.space = SharedSpace(self.dims, dim=dim)
         self.layers = nn.ModuleList(
             GraphLayer(dim, num_heads=num_heads, relations=len(self.dims) ** 2, keep=keep)
@@ -87,7 +92,9 @@ class GraphFusion(Fusion):
         if self.edges == "all":
             return torch.ones_like(same)
         if self.edges == "near":
-            return near([place_of(modality, part.mask) for modality, part in parts.items()], self.reach)
+            grids = [self.grid if modality is Modality.IMAGE else None for modality in parts]
+            places = [place_of(part.mask, grid) for part, grid in zip(parts.values(), grids, strict=True)]
+            return near(places, self.reach)
         return same if self.edges == "within" else ~same
 
 
@@ -140,8 +147,9 @@ class GraphLayer(nn.Module):
         )
         score = score.masked_fill(~edge[:, None], -torch.inf)
         if self.keep is not None and self.keep < score.shape[-1]:
-            least = score.topk(self.keep, dim=-1).values[..., -1:]
-            score = score.masked_fill(score < least, -torch.inf)
+            best = torch.zeros_like(score, dtype=torch.bool)
+            best = best.scatter(-1, score.topk(self.keep, dim=-1).indices, True)
+            score = score.masked_fill(~best, -torch.inf)
         heard = torch.einsum(
             "bhij,bjhd->bihd", score.softmax(dim=-1), value.unflatten(2, (self.num_heads, -1))
         )
@@ -150,18 +158,18 @@ class GraphLayer(nn.Module):
 
 
 def place_of(
-    modality: Modality, mask: Bool[Tensor, "samples tokens"]
+    mask: Bool[Tensor, "samples tokens"], grid: tuple[int, int] | None
 ) -> Float[Tensor, "samples tokens axes"]:
-    """Where tokens stand, in [0, 1]: row and column in a picture, the place in the order otherwise.
+    """Where tokens stand, in [0, 1]: row and column in a grid, the place in the order otherwise.
 
-    A picture whose tokens form a square has them row by row; the samples' steps are spread evenly over them.
+    Several pictures of a sample lie over each other; steps are spread evenly over the sample.
     """
-    side = math.isqrt(mask.shape[1])
-    if modality is Modality.IMAGE and side > 1 and side**2 == mask.shape[1]:
-        step = (torch.arange(side, device=mask.device) + 0.5) / side
-        return torch.cartesian_prod(step, step).expand(len(mask), -1, -1)
-    order = mask.long().cumsum(dim=1) - 0.5
-    return (order / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
+    order = mask.long().cumsum(dim=1) - 1
+    if grid is None:
+        return ((order + 0.5) / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
+    rows, columns = grid
+    cell = order.clamp(min=0) % (rows * columns)
+    return torch.stack([(cell // columns + 0.5) / rows, (cell % columns + 0.5) / columns], dim=2)
 
 
 def near(places: list[Float[Tensor, "samples _ _"]], reach: float) -> Bool[Tensor, "samples nodes nodes"]:

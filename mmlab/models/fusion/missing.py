@@ -48,8 +48,8 @@ def leave_out(encoded: Mapping[Modality, Encoded], share: float) -> dict[Modalit
 class Substitution(nn.Module):
     """Puts one token in the place of a modality that a sample lacks.
 
-    `learned`: a vector that is trained, zeros at the start; `zero`: zeros; `mean`: the mean of all tokens of
-    that modality that training has seen. Without it, a fusion leaves out what is not there.
+    `learned`: a vector that is trained, random at the start; `zero`: zeros; `mean`: the mean of all tokens of
+    that modality in the steps before, over all ranks. Without it, a fusion leaves out what is not there.
     """
 
     def __init__(self, dims: dict[str, int], *, kind: Standing = "learned") -> None:
@@ -63,13 +63,18 @@ class Substitution(nn.Module):
         self.dims = dims
         self.kind = kind
         if kind == "learned":
-            self.tokens = nn.ParameterDict({name: torch.zeros(size) for name, size in dims.items()})
+            # Of unit size: the norms of fusions would blow up the gradient of a vector near zero.
+            self.tokens = nn.ParameterDict({name: torch.randn(size) for name, size in dims.items()})
+        # What runs again in the backward pass then leaves the buffers alone, as those of batch norms.
+        self.track_running_stats = kind == "mean"
         for name, size in dims.items():
             if kind == "mean":  # sum and number, in float64: a mean over millions
                 self.register_buffer(f"{name}_sum", torch.zeros(size + 1, dtype=torch.float64))
+                new = torch.zeros(size + 1, dtype=torch.float64)
+                self.register_buffer(f"{name}_new", new, persistent=False)
 
     def forward(self, encoded: Mapping[Modality, Encoded]) -> dict[Modality, Encoded]:
-        """Fill every gap; means are taken in training, of what was there before it was filled."""
+        """Fill every gap; in training what is there is counted for the mean of later steps."""
         found = {}
         for modality, (tokens, mask) in encoded.items():
             gap = ~mask.any(dim=1, keepdim=True)
@@ -77,9 +82,18 @@ class Substitution(nn.Module):
             first[:, :1] = gap
             token = self._token(modality, tokens)
             found[modality] = Encoded(torch.where(first[:, :, None], token, tokens), mask | first)
-            if self.kind == "mean" and self.training and torch.is_grad_enabled():
+            if self.kind == "mean" and self.training:
                 self._count(modality, tokens, mask)
         return found
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Add what this step has seen to the means, on every rank: within a step they do not change."""
+        for name in self.dims if self.kind == "mean" else ():
+            new: Tensor = getattr(self, f"{name}_new")
+            total: Tensor = getattr(self, f"{name}_sum")
+            total += collectives.total(new)
+            new.zero_()
 
     def _token(self, modality: Modality, tokens: Tensor) -> Tensor:
         if self.kind == "learned":
@@ -93,5 +107,5 @@ class Substitution(nn.Module):
     @torch.no_grad()
     def _count(self, modality: Modality, tokens: Tensor, mask: Tensor) -> None:
         own = tokens.double().masked_fill(~mask[:, :, None], 0).sum(dim=(0, 1))
-        total: Tensor = getattr(self, f"{modality.value}_sum")
-        total += collectives.total(torch.cat([own, mask.sum()[None].double()]))
+        new: Tensor = getattr(self, f"{modality.value}_new")
+        new += torch.cat([own, mask.sum()[None].double()])

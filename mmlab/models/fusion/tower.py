@@ -39,7 +39,7 @@ class FusionTower(nn.Module):
                 that are kept.
         """
         super().__init__()
-        dim = encoder.dim if layers is None else layers.size(encoder.dim)
+        dim = encoder.dim if layers is None else layers.size(encoder)
         if pooling is not None and keep_tokens:
             raise ValueError(
                 f"keep_tokens with {type(pooling).__name__}: a pooling leaves one vector of them: leave one "

@@ -52,8 +52,10 @@ class WeightedSumFusion(Fusion):
         said = torch.stack(
             [torch.tanh(self.layers[m.value](x)) for m, x in zip(self.dims, means, strict=True)]
         )
-        weight = self._score(means).masked_fill(~present, -torch.inf).softmax(dim=1)
-        weight = torch.where(present.any(dim=1, keepdim=True), weight, 0.0)
+        some = present.any(dim=1, keepdim=True)
+        # Where there is nothing, nothing is masked: a softmax of nothing is not a number.
+        weight = self._score(means).masked_fill(~present & some, -torch.inf).softmax(dim=1)
+        weight = torch.where(some, weight, 0.0)
         fused = self.dropout(torch.einsum("bm,mbd->bd", weight, said))
         return Encoded(fused[:, None], torch.ones_like(fused[:, :1], dtype=torch.bool))
 
