@@ -94,16 +94,22 @@ class ExtractionTask(BaseTask):
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Answer]:
         """The tags of each valid sample, joined by spaces."""
-        (emission, there), names = self._emission(batch), list(self.tags)
+        emission, there = self._emission(batch)
         told = emission.argmax(dim=2) if self.field is None else self.field(emission, there)
-        counts, place, valid = (x.tolist() for x in (there.sum(dim=1), batch.place, batch.valid))
-        rows = zip(told.tolist(), counts, strict=True)
-        said = [" ".join(names[number] for number in row[:count]) for row, count in rows]
+        place, valid = batch.place.tolist(), batch.valid.tolist()
         return [
             Answer(number, batch.keys[number], place[number], text)
-            for number, text in enumerate(said)
+            for number, text in enumerate(_joined(told, there, list(self.tags)))
             if valid[number]
         ]
+
+
+def _joined(
+    told: Int64[Tensor, "samples words"], there: Bool[Tensor, "samples words"], tags: Sequence[str]
+) -> list[str]:
+    """The tags of each sample, joined by spaces."""
+    rows = zip(told.tolist(), there.sum(dim=1).tolist(), strict=True)
+    return [" ".join(tags[number] for number in row[:count]) for row, count in rows]
 
 
 def _numbered(tags: Sequence[str], *, given: int) -> dict[str, int]:
