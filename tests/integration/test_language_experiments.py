@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import soundfile
-import torch
 import yaml
 from command_processes import Shell
 from PIL import Image
+from tiny_encoders import tiny_bert, tiny_whisper_folder
 from tiny_language import tiny_language, tiny_tokenizer
-from transformers import BertConfig, BertModel, WhisperConfig, WhisperForConditionalGeneration
 
 from mmlab.data.shards import write_shards
 
@@ -89,18 +88,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Tiny models, as folders."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("language", "text", "audio")}
     tiny_language(folders["language"])
-    torch.manual_seed(0)
-    text = BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(text).save_pretrained(folders["text"])
+    tiny_bert(folders["text"], vocabulary=300)
     tiny_tokenizer().save_pretrained(folders["text"])
-    sound = WhisperConfig(
-        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0, bos_token_id=0,
-        eos_token_id=0, decoder_start_token_id=0,
-    )  # fmt: skip
-    WhisperForConditionalGeneration(sound).save_pretrained(folders["audio"])
+    tiny_whisper_folder(folders["audio"])
     return {name: str(folder) for name, folder in folders.items()}
 
 

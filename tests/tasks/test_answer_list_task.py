@@ -152,18 +152,6 @@ def make_task(
     )
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
-    def make(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
-        return L.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-            num_sanity_val_steps=0, **settings,
-        )  # fmt: skip
-
-    return make
-
-
 def evaluated(data: ShardData) -> list[Batch]:
     data.prepare_data()
     data.setup("test")

@@ -118,18 +118,6 @@ def make_task(*, tags: list[str] = TAGS, crf: bool = False, **model: Any) -> Ext
     )
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
-    def make(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
-        return L.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-            num_sanity_val_steps=0, **settings,
-        )  # fmt: skip
-
-    return make
-
-
 @pytest.mark.parametrize("crf", [False, True])
 def test_entities_are_learned_and_reported(
     folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path, capsys: Any, crf: bool

@@ -101,18 +101,6 @@ def make_task(outcome: Outcome, **model: Any) -> SentimentTask:
     )
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
-    def make(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
-        return L.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-            num_sanity_val_steps=0, **settings,
-        )  # fmt: skip
-
-    return make
-
-
 def test_numbers_are_learned_from_words_and_voice(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
     task, data = make_task(Scale(-3.0, 3.0), modality_dropout=0.2), make_data(folder)
     fit = trainer(max_epochs=30, check_val_every_n_epoch=30)
