@@ -89,13 +89,14 @@ def find_work(
     Raises:
         ValueError: There is no such encoder or split.
     """
-    read = {reader.modality for reader in data.readers}
+    read = {reader.modality for reader in data.readers if not reader.has_targets}
     fixed = fixed_encoders(task.model, task.adaptation.trainable)
     encoders = {m: encoder for m, encoder in fixed.items() if encoder is not None and m in read}
     if not encoders:
         raise ValueError(
             "no encoder of this config is frozen, so what they give changes with every step: freeze one "
-            "(model.init_args.adaptation), or train without features"
+            "(model.init_args.adaptation), or train without features; those of words that are tagged and of "
+            "prompts are not kept"
         )
     data.prepare_data()
     sets: dict[str, SampleSet] = {}

@@ -34,6 +34,7 @@ class PromptReader(Reader):
     """
 
     modality = Modality.TEXT
+    has_targets = True
 
     def __init__(
         self,

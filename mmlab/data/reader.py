@@ -34,6 +34,8 @@ class Reader(ABC):
     """Steps of a row in what people count its length in: tokens, seconds, steps."""
     encoded: ClassVar[bool] = False
     """Whether rows are what the encoder gave once; see :attr:`mmlab.batch.Input.encoded`."""
+    has_targets: ClassVar[bool] = False
+    """Whether rows say which of their tokens are told of, which features of them do not keep."""
     settings_of_use: ClassVar[frozenset[str]] = frozenset()
     """Settings that choose among rows which cached features hold all of, so features serve any of them."""
 

@@ -39,6 +39,7 @@ class WordReader(Reader):
     """
 
     modality = Modality.TEXT
+    has_targets = True
 
     def __init__(self, tokenizer: str, *, field: str = "json.words", max_length: int = 128) -> None:
         """Settings.

@@ -17,6 +17,7 @@ from tiny_language import wordpiece
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import NOBODY, Batch, Input, Modality
 from mmlab.callbacks.entity_report import EntityReport
+from mmlab.commands.features import find_work
 from mmlab.data.module import ShardData
 from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
@@ -163,6 +164,18 @@ def test_the_loss_is_that_of_all_words(folder: Path) -> None:
     value, (share,) = task.losses(batch)["tags"]
     torch.testing.assert_close(value, torch.nn.functional.cross_entropy(flat, right))
     assert share.weight.tolist() == [len(known) for known in batch.references]
+
+
+def test_features_of_tagged_words_are_not_kept(folder: Path) -> None:
+    """They would not say which tokens begin a word."""
+    task = ExtractionTask(
+        WordTagger(Letters(), tags=4),
+        tags=TAGS,
+        optimization=Optimization(torch.optim.AdamW),
+        adaptation=Policy({"text": "frozen", "*": "full"}),
+    )
+    with pytest.raises(ValueError, match="those of words that are tagged and of prompts are not kept"):
+        find_work(task, make_data(folder), torch.device("cpu"))
 
 
 def test_tags_that_do_not_fit(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
