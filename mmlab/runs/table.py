@@ -102,7 +102,7 @@ def format_value(name: str, value: float | None) -> str:
     """Shares as percent, ranks and counts as they are."""
     if value is None:
         return ""
-    is_share = name.startswith("r") or "recall" in name
+    is_share = name.startswith("r") or "mean_recall" in name
     if is_share and 0 <= value <= 1:
         return f"{100 * value:.1f} %"
     return f"{value:.3f}" if 0 <= value < 1 else f"{value:.1f}"

@@ -73,6 +73,9 @@ def test_results_without_chance_are_listed() -> None:
 
 def test_a_missing_value_is_blank() -> None:
     assert format_value("r1", None) == ""
+    # Precision and recall of entities are written alike.
+    assert format_value("test/recall", 0.361) == format_value("test/precision", 0.361) == "0.361"
+    assert format_value("test/mean_recall", 0.361) == "36.1 %"
 
 
 def test_what_is_trained() -> None:
