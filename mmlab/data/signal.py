@@ -71,7 +71,7 @@ class SignalReader(Reader):
         *,
         channels: int,
         max_steps: int | None = None,
-        modality: str = "signal",
+        modality: str | None = None,
     ) -> None:
         """Settings.
 
@@ -81,12 +81,12 @@ class SignalReader(Reader):
             channels: Width of every step.
             max_steps: Longer signals are cut: in training to a random part, in evaluation to the beginning.
             modality: What the array stands for: features of text, sounds or pictures that others have
-                computed are read in the place of these (`data.text`, ...).
+                computed are read in the place of these (`data.text`, ...). None: other signals.
         """
         self.member = member
         self.channels = channels
         self.max_steps = max_steps
-        if modality != self.modality:
+        if modality is not None:
             self.modality = Modality(modality)
 
     def describe(self) -> str:

@@ -56,7 +56,8 @@ def test_a_transformer_layer_by_the_formula(placement: Any, scale: float) -> Non
     for layer in network.layers:
         own = TransformerLayer(8, num_heads=2, hidden=16).double()
         own.load_state_dict({key: value for key, value in layer.state_dict().items() if "adapter" not in key})
-        attended = own._attend(own.attention_norm(expected), torch.ones(2, 1, 1, 5, dtype=torch.bool))
+        read = own.attention_norm(expected)
+        attended = own._attend(read, read, torch.ones(2, 1, 1, 5, dtype=torch.bool))
         if placement == "houlsby":
             attended = attended + bottleneck(layer.out.adapter, attended, scale)
         expected = expected + attended

@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,7 +222,8 @@ def kill_at_random(run: Run, pid: int, rng: random.Random) -> None:
         while len(run.steps()) < wanted and alive(pid) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.1 * rng.random())
-    os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -254,8 +256,13 @@ def test_twenty_kills_change_nothing(runner: Runner, tmp_path: Path) -> None:
             tolerance = 0.0 if number < ALIKE else 1e-5
             assert abs(found.loss - expected.loss) <= tolerance, (number, step, ranks, workers)
         seen |= run.steps().keys()
-        if status == 0:
+        if status == 0 and killed == KILLS:
             break
+        if (
+            status == 0
+        ):  # on a fast machine it can end before it was killed often enough: from the start again
+            for path in tmp_path.rglob("*.ckpt"):
+                path.unlink()
     assert killed == KILLS
     assert seen == set(range(STEPS))
     assert {ranks for ranks, _ in kinds} == {1, 2}

@@ -33,7 +33,7 @@ class SignalEncoder(Encoder):
         kernel_size: int = 5,
         stride: int = 1,
         dropout: float = 0.0,
-        modality: str = "signal",
+        modality: str | None = None,
     ) -> None:
         """Build the network.
 
@@ -45,7 +45,7 @@ class SignalEncoder(Encoder):
             kernel_size: Time steps that the convolution sees; odd.
             stride: Time steps per token.
             dropout: Probability in the transformer layers.
-            modality: What the arrays stand for; see :class:`mmlab.data.signal.SignalReader`.
+            modality: What the arrays stand for, as in :class:`mmlab.data.signal.SignalReader`; None: signals.
 
         Raises:
             ValueError: Sizes that do not fit together.
@@ -55,7 +55,8 @@ class SignalEncoder(Encoder):
             raise ValueError(f"dim={dim} must be even and a multiple of num_heads={num_heads}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd: use {kernel_size + 1}")
-        self.modality = Modality(modality)
+        if modality is not None:
+            self.modality = Modality(modality)
         self.dim = dim
         self.stride = stride
         self.convolution = nn.Conv1d(channels, dim, kernel_size, stride, padding=kernel_size // 2)
@@ -93,7 +94,7 @@ class FeatureEncoder(Encoder):
     modality = Modality.SIGNAL
 
     def __init__(
-        self, channels: int, *, dim: int = 128, dropout: float = 0.0, modality: str = "signal"
+        self, channels: int, *, dim: int = 128, dropout: float = 0.0, modality: str | None = None
     ) -> None:
         """Build the layer.
 
@@ -101,10 +102,11 @@ class FeatureEncoder(Encoder):
             channels: Features of a step.
             dim: Size of a token's features.
             dropout: Probability on what is read.
-            modality: What the features are of.
+            modality: What the features are of; None: signals.
         """
         super().__init__()
-        self.modality = Modality(modality)
+        if modality is not None:
+            self.modality = Modality(modality)
         self.dim = dim
         self.layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, dim), nn.GELU())
 
