@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,9 +14,10 @@ import lightning as L
 import torch
 import wandb
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torchmetrics import Metric
 
-from mmlab.batch import Batch
+from mmlab.batch import Batch, Modality
 from mmlab.callbacks.chart import Point, curve
 from mmlab.callbacks.run_logger import RunLogger
 from mmlab.tasks.base import BaseTask
@@ -49,12 +50,12 @@ class RobustnessCurve(Callback):
         self.score = score
         self.shares = tuple(shares)
         self.seed = seed
-        self._metrics: list[Metric] = []
+        self._metrics: dict[float, Metric] = {}
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure each share apart."""
+        """Measure each share apart; where nothing is missing the test itself does."""
         assert isinstance(pl_module, BaseTask)
-        self._metrics = [pl_module.make_metrics() for _ in self.shares]
+        self._metrics = {share: pl_module.make_metrics() for share in self.shares if share > 0}
 
     def on_test_batch_end(
         self,
@@ -68,40 +69,46 @@ class RobustnessCurve(Callback):
         """Measure a batch with less and less."""
         assert isinstance(pl_module, BaseTask)
         # Lightning calls its hooks outside of the precision in which the test runs.
+        draws = draw(batch, seed=self.seed)
         with trainer.precision_plugin.test_step_context():
-            for share, metric in zip(self.shares, self._metrics, strict=True):
-                pl_module.update_metrics(metric, without(batch, share, seed=self.seed))
+            for share, metric in self._metrics.items():
+                pl_module.update_metrics(metric, without(batch, share, draws))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring all ranks together, and draw; the results of the test itself stand already.
+        """Bring all ranks together, and draw; the numbers are kept whatever is to be drawn.
 
         Raises:
             ValueError: The task has no such score.
         """
-        found = [{name: float(value) for name, value in metric.compute().items()} for metric in self._metrics]
-        self._metrics = []
+        assert isinstance(pl_module, BaseTask)
+        metrics = [self._metrics.get(share, pl_module.metrics) for share in self.shares]
+        found = [{name: float(value) for name, value in metric.compute().items()} for metric in metrics]
+        self._metrics = {}
+        if trainer.is_global_zero:
+            self._keep(Path(trainer.default_root_dir), found)
         if self.score not in found[0]:
             raise ValueError(
                 f"RobustnessCurve: the task has no score {self.score!r}: set score to one of "
                 f"{', '.join(name for name in found[0] if '@' not in name)}"
             )
         if trainer.is_global_zero:
-            self._write(trainer, found)
+            self._draw(trainer, found)
 
-    def _write(self, trainer: L.Trainer, found: Sequence[dict[str, float]]) -> None:
-        points = [
-            Point(share, *(one.get(self.score + end, one[self.score]) for end in ("", "_low", "_high")))
-            for share, one in zip(self.shares, found, strict=True)
-        ]
-        folder = Path(trainer.default_root_dir)
+    def _keep(self, folder: Path, found: Sequence[dict[str, float]]) -> None:
         records: list[dict[str, float | None]] = [
             {"missing": share, **{name: _finite(value) for name, value in one.items() if "@" not in name}}
             for share, one in zip(self.shares, found, strict=True)
         ]
         (folder / "robustness.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+    def _draw(self, trainer: L.Trainer, found: Sequence[dict[str, float]]) -> None:
+        points = [
+            Point(share, *(one.get(self.score + end, one[self.score]) for end in ("", "_low", "_high")))
+            for share, one in zip(self.shares, found, strict=True)
+        ]
         title = f"{self.score} where modalities are missing"
         drawn = curve(points, title=title, across="share of modalities that are missing", up=self.score)
-        (folder / "robustness.svg").write_text(drawn, encoding="utf-8")
+        (Path(trainer.default_root_dir) / "robustness.svg").write_text(drawn, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 table = wandb.Table(columns=["missing", self.score], data=[[p.x, p.y] for p in points])
@@ -114,10 +121,20 @@ def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def without(batch: Batch, share: float, *, seed: int) -> Batch:
-    """The batch, in which each modality of each sample is missing with a probability."""
-    changed: dict[str, Any] = {}
-    for modality, inputs in batch.inputs():
-        gone = [Random(f"{seed}/{place}/{modality}").random() < share for place in batch.place.tolist()]
-        changed[modality.value] = inputs.without(torch.tensor(gone, device=batch.place.device))
+def draw(batch: Batch, *, seed: int) -> dict[Modality, Tensor]:
+    """A number in [0, 1) for each modality of each sample, from its place and the seed."""
+    return {
+        modality: torch.tensor(
+            [Random(f"{seed}/{place}/{modality}").random() for place in batch.place.tolist()]
+        )
+        for modality, _ in batch.inputs()
+    }
+
+
+def without(batch: Batch, share: float, draws: Mapping[Modality, Tensor]) -> Batch:
+    """The batch, in which the modalities whose number is below the share are missing."""
+    changed: dict[str, Any] = {
+        modality.value: inputs.without((draws[modality] < share).to(batch.place.device))
+        for modality, inputs in batch.inputs()
+    }
     return replace(batch, **changed)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmlab.batch import NOBODY, Batch, Input, Modality
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.shared_space import never_empty
-from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.fusion.tower import FusionTower, lay_out, owned
 
 
 class WordTagger(nn.Module):
@@ -73,7 +73,7 @@ class WordTagger(nn.Module):
             tokens = self._looked(tokens, batch, text)
         logits: Tensor = self.head(self.dropout(tokens)).float()
         # Added, so that a batch without words has a gradient too, of zeros.
-        return logits[first_tokens(text)] + logits.sum() * 0
+        return logits[owned(text.target, text)] + logits.sum() * 0
 
     def _looked(
         self, tokens: Float[Tensor, "rows tokens dim"], batch: Batch, text: Input
@@ -94,22 +94,7 @@ class WordTagger(nn.Module):
         return tokens + added
 
 
-def first_tokens(text: Input) -> Bool[Tensor, "rows tokens"]:
-    """The first token of every word that a sample owns."""
+def by_sample(logits: Float[Tensor, "words tags"], text: Input) -> Encoded:
+    """What a tagger gave of the words of a text: a row for each sample, and what is there of it."""
     assert text.target is not None
-    return text.target & (text.owner != NOBODY)[:, None]
-
-
-def by_sample(
-    logits: Float[Tensor, "words tags"], text: Input
-) -> tuple[Float[Tensor, "samples longest tags"], Bool[Tensor, "samples longest"]]:
-    """Lay out what stands one after the other: a row for each sample, and what is there of it."""
-    first = first_tokens(text)
-    owner = text.owner.clamp(min=0)[:, None].expand_as(first)[first]
-    count = torch.bincount(owner, minlength=len(text.present))
-    longest = max(int(count.max()), 1)
-    place = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
-    laid = logits.new_zeros(len(count) * longest, logits.shape[1])
-    laid = laid.index_put((owner * longest + place,), logits)
-    there = torch.arange(longest, device=owner.device) < count[:, None]
-    return laid.reshape(len(count), longest, -1), there
+    return lay_out(logits, owned(text.target, text), text)

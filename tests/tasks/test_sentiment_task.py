@@ -21,7 +21,7 @@ from mmlab.batch import Batch
 from mmlab.callbacks.answers import AnswerPage
 from mmlab.callbacks.chart import Point, curve
 from mmlab.callbacks.confusion import ConfusionFigure
-from mmlab.callbacks.robustness import RobustnessCurve, without
+from mmlab.callbacks.robustness import RobustnessCurve, draw, without
 from mmlab.data.module import ShardData
 from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
@@ -147,9 +147,12 @@ def test_a_label_that_is_none_is_refused_by_name(folder: Path, trainer: Callable
         trainer(max_epochs=1).fit(make_task(Scale()), make_data(folder, references=()))
 
 
-def test_a_curve_of_no_score_is_refused(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
+def test_a_curve_of_no_score_is_refused(
+    folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="no score 'f2': set score to one of mae, mae_low"):
         trainer(RobustnessCurve("f2")).test(make_task(Scale()), make_data(folder), verbose=False)
+    assert "corr" in (tmp_path / "robustness.json").read_text(encoding="utf-8")  # the numbers are kept
     with pytest.raises(ValueError, match=r"shares=\[0\.5, 0\.1\]: they rise"):
         RobustnessCurve(shares=[0.5, 0.1])
 
@@ -184,15 +187,18 @@ def test_more_is_missing_at_a_higher_share_whatever_the_batch(folder: Path) -> N
     for batch in batches:
         before = torch.stack([inputs.present for _, inputs in batch.inputs()])
         for share in (0.0, 0.3, 0.6, 1.0):
-            now = torch.stack([inputs.present for _, inputs in without(batch, share, seed=1).inputs()])
+            now = torch.stack(
+                [inputs.present for _, inputs in without(batch, share, draw(batch, seed=1)).inputs()]
+            )
             assert not (now & ~before).any()
             assert share > 0 or torch.equal(now, before)
             before = now
         assert not before.any()
-    whole = without(batches[0], 0.5, seed=1)
-    one = without(batches[0].select(torch.tensor([4])), 0.5, seed=1)
-    for (_, all_of_them), (_, alone) in zip(whole.inputs(), one.inputs(), strict=True):
-        assert bool(alone.present[0]) == bool(all_of_them.present[4])
+    whole = without(batches[0], 0.5, draw(batches[0], seed=1))
+    alone = batches[0].select(torch.tensor([4]))
+    one = without(alone, 0.5, draw(alone, seed=1))
+    for (_, all_of_them), (_, single) in zip(whole.inputs(), one.inputs(), strict=True):
+        assert bool(single.present[0]) == bool(all_of_them.present[4])
 
 
 def some_batch(references: list[tuple[str, ...]]) -> Batch:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.fusion.fusion import Fusion, has_tokens
+from mmlab.models.fusion.concatenation import ConcatenationFusion
+from mmlab.models.fusion.fusion import Fusion
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty
 
 
-class ClockFusion(Fusion):
+class ClockFusion(ConcatenationFusion):
     """Resamples every modality to the same ticks, and fuses what stands at each.
 
     z_t = gelu(W [norm(x_1(t)); norm(x_2(t)); ...] + b), where x_m(t) is linear between the tokens of the
@@ -35,23 +36,14 @@ class ClockFusion(Fusion):
         Raises:
             ValueError: `ticks` is below 1.
         """
-        super().__init__(dims, dim=dim)
+        super().__init__(dims, dim=dim, dropout=dropout)
         if ticks < 1:
             raise ValueError(f"ticks={ticks}: a clock has one at least")
         self.ticks = ticks
-        self.norms = nn.ModuleDict({modality.value: nn.LayerNorm(n) for modality, n in self.dims.items()})
-        self.missing = nn.ParameterDict({modality.value: torch.zeros(n) for modality, n in self.dims.items()})
-        self.layer = nn.Sequential(nn.Linear(sum(self.dims.values()), dim), nn.GELU(), nn.Dropout(dropout))
 
-    def forward(self, encoded: Mapping[Modality, Encoded]) -> Encoded:
-        """Fuse the modalities of every sample."""
-        parts = []
-        for modality in self.dims:
-            part = self.norms[modality.value](resample(encoded[modality], self.ticks))
-            present = has_tokens(encoded[modality])[:, :, None]
-            parts.append(torch.where(present, part, self.missing[modality.value]))
-        fused = self.layer(torch.cat(parts, dim=2))
-        return Encoded(fused, torch.ones_like(fused[:, :, 0], dtype=torch.bool))
+    def steps(self, encoded: Encoded) -> Float[Tensor, "samples ticks dim"]:
+        """What stands at each tick."""
+        return resample(encoded, self.ticks)
 
 
 class AlignmentFusion(Fusion):

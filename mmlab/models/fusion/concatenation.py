@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
@@ -36,7 +37,12 @@ class ConcatenationFusion(Fusion):
         """Fuse the modalities of every sample."""
         parts = []
         for modality in self.dims:
-            part = self.norms[modality.value](mean_token(encoded[modality]))
-            parts.append(torch.where(has_tokens(encoded[modality]), part, self.missing[modality.value]))
-        fused = self.layer(torch.cat(parts, dim=1))
-        return Encoded(fused[:, None], torch.ones_like(fused[:, :1], dtype=torch.bool))
+            part = self.norms[modality.value](self.steps(encoded[modality]))
+            present = has_tokens(encoded[modality])[:, :, None]
+            parts.append(torch.where(present, part, self.missing[modality.value]))
+        fused = self.layer(torch.cat(parts, dim=2))
+        return Encoded(fused, torch.ones_like(fused[:, :, 0], dtype=torch.bool))
+
+    def steps(self, encoded: Encoded) -> Float[Tensor, "samples steps dim"]:
+        """What of a modality is fused, as many steps of each: here one, the mean."""
+        return mean_token(encoded)[:, None]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from mmlab.batch import NOBODY, Input
 from mmlab.models.encoders.encoder import Encoded, Encoder
@@ -80,18 +81,34 @@ def side_by_side(encoded: Encoded, inputs: Input) -> Encoded:
 
     The result has as many columns as the sample with most tokens, one at least.
     """
-    mask = encoded.mask & (inputs.owner != NOBODY)[:, None]
+    mask = owned(encoded.mask, inputs)
+    tokens = encoded.tokens.float()
+    laid, there = lay_out(tokens[mask], mask, inputs)
+    # Added, so that tokens of nobody have a gradient too, of zeros.
+    nothing = tokens.masked_fill(~mask[:, :, None], 0).sum() * 0
+    return Encoded(laid + nothing, there)
+
+
+def owned(mask: Bool[Tensor, "rows tokens"], inputs: Input) -> Bool[Tensor, "rows tokens"]:
+    """Which of these tokens some sample owns."""
+    return mask & (inputs.owner != NOBODY)[:, None]
+
+
+def lay_out(chosen: Float[Tensor, "chosen dim"], mask: Bool[Tensor, "rows tokens"], inputs: Input) -> Encoded:
+    """Give each sample a row of what was chosen of its tokens, at least one column wide.
+
+    Args:
+        chosen: `tokens[mask]`, or what came of it.
+        mask: Tokens that were chosen, each of one that a sample owns.
+        inputs: Whose rows they are.
+    """
     owner = inputs.owner.clamp(min=0)[:, None].expand_as(mask)[mask]
     samples = len(inputs.present)
     count = torch.bincount(owner, minlength=samples)
     longest = max(int(count.max()), 1)
     # Owners ascend, so a sample's tokens lie one after the other.
     place = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
-    tokens = encoded.tokens.float()
-    # Added, so that tokens of nobody have a gradient too, of zeros.
-    nothing = tokens.masked_fill(~mask[:, :, None], 0).sum() * 0
-    laid = tokens.new_zeros(samples * longest, tokens.shape[2]).index_put(
-        (owner * longest + place,), tokens[mask]
-    )
-    steps = torch.arange(longest, device=count.device)
-    return Encoded(laid.reshape(samples, longest, -1) + nothing, steps < count[:, None])
+    laid = chosen.new_zeros(samples * longest, chosen.shape[1])
+    laid = laid.index_put((owner * longest + place,), chosen)
+    there = torch.arange(longest, device=count.device) < count[:, None]
+    return Encoded(laid.reshape(samples, longest, -1), there)
