@@ -20,3 +20,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def try_out(self) -> None:
         """Run on the smallest input that it takes, so that hooks see what it calls."""
+
+
+class FollowsSteps(ABC):
+    """A part of a model that changes between the steps of the optimizer, and within none."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Change; called on every rank once the weights have moved."""

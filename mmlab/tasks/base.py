@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
 from mmlab.models.depth import depths
-from mmlab.models.fusion.missing import Substitution
+from mmlab.models.network import FollowsSteps
 from mmlab.objectives.loss import Loss, losses_by_source
 from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
@@ -53,7 +53,7 @@ class BaseTask(L.LightningModule, ABC):
         # A checkpoint holds what is trained; `on_load_checkpoint` is as strict about that.
         self.strict_loading = False
         self._prepared = False
-        self._followers = [module for module in self.model.modules() if isinstance(module, Substitution)]
+        self._followers = [module for module in self.model.modules() if isinstance(module, FollowsSteps)]
 
     def configure_model(self) -> None:
         """Bring the model into the form in which it runs; Lightning calls this again for every stage.

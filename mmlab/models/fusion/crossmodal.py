@@ -10,9 +10,8 @@ from torch import nn
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.encoders.transformer_layer import TransformerLayer
-from mmlab.models.fusion.fusion import Fusion, has_tokens
+from mmlab.models.fusion.fusion import Fusion, check_heads, has_tokens
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
-from mmlab.models.fusion.transformer import check_heads
 
 
 class CrossmodalFusion(Fusion):

@@ -61,3 +61,9 @@ def mean_token(encoded: Encoded) -> Float[Tensor, "samples dim"]:
     valid = encoded.mask[:, :, None]
     tokens = encoded.tokens.float().masked_fill(~valid, 0)
     return tokens.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise ValueError unless the heads divide the size."""
+    if dim % num_heads != 0:
+        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.fusion import Fusion, check_heads
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
-from mmlab.models.fusion.transformer import check_heads
 
 Edges = Literal["all", "within", "between", "near"]
 

@@ -13,6 +13,7 @@ from mmlab import collectives
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.fusion.fusion import has_tokens
+from mmlab.models.network import FollowsSteps
 
 Standing = Literal["learned", "zero", "mean"]
 
@@ -45,7 +46,7 @@ def leave_out(encoded: Mapping[Modality, Encoded], share: float) -> dict[Modalit
     }
 
 
-class Substitution(nn.Module):
+class Substitution(nn.Module, FollowsSteps):
     """Puts one token in the place of a modality that a sample lacks.
 
     `learned`: a vector that is trained, random at the start; `zero`: zeros; `mean`: the mean of all tokens of

@@ -10,7 +10,7 @@ from torch import nn
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.encoders.transformer_layer import TransformerLayer
-from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.fusion import Fusion, check_heads
 from mmlab.models.fusion.shared_space import SharedSpace, put_together
 
 
@@ -55,9 +55,3 @@ class TransformerFusion(Fusion):
         for layer in self.layers:
             tokens = layer(tokens, mask[:, None, None, :])
         return Encoded(self.norm(tokens), mask)
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raise ValueError unless the heads divide the size."""
-    if dim % num_heads != 0:
-        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
