@@ -159,7 +159,7 @@ def test_a_process_that_dies_is_a_finding_of_its_shard_alone(tmp_path: Path) -> 
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from mmlab.data import check
 from mmlab.data.findings import examine
 from mmlab.cli import main
@@ -171,6 +171,8 @@ def slow(path):
 
 check.examine = slow
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has its children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(["shards", "check", "--jobs", "2", *sys.argv[1:]]))
 """
 

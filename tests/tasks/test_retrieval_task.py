@@ -300,6 +300,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     torch.set_rng_state(state)
 
 
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.filterwarnings("default")  # those of the command line are looked at in tests/integration
 def test_a_checkpoint_of_the_command_line_rebuilds_the_task(command_line: Path) -> None:
     words = [
