@@ -24,6 +24,10 @@ class Modality(StrEnum):
     SIGNAL = "signal"
 
 
+USER, ITEM, HISTORY = 0, 1, 2
+"""Places in a row of interactions: the number of the user, that of the item, and from here on those of the
+items that the user chose before, the latest last; :data:`NOBODY` where there is none."""
+
 MARKERS = {Modality.IMAGE: -2, Modality.AUDIO: -3, Modality.SIGNAL: -4}
 """Token ids that stand in text for a row of another modality: the n-th for the sample's n-th row."""
 
@@ -46,7 +50,8 @@ class Input:
 
     data: Shaped[Tensor, "rows *rest"]
     """image: uint8 [rows, 3, H, W]; text: int64 token ids and :data:`MARKERS` [rows, T]; audio: float32
-    waveform in [-1, 1] [rows, S]; signal: float32 [rows, T, C]. Sequences are padded on the right."""
+    waveform in [-1, 1] [rows, S]; signal: float32 [rows, T, C], or int64 [rows, T], interactions
+    (:data:`USER`). Sequences are padded on the right."""
     owner: Int64[Tensor, " rows"]
     """The sample of the batch that row belongs to, ascending, or :data:`NOBODY`."""
     present: Bool[Tensor, " samples"]

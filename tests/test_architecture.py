@@ -41,7 +41,7 @@ ROOMS = {
     },
     "callbacks": {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
-        "metrics.classification", "metrics.entities",
+        "metrics.classification", "metrics.entities", "metrics.recommendation",
     },
     "runs": {"parallel.stored"},
     "launch": {"runs.registry"},

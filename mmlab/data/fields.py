@@ -42,6 +42,22 @@ def read_field(members: Mapping[str, bytes], field: str) -> list[Any]:
     Raises:
         BrokenMember: `text above 16 MiB`, `invalid UTF-8`, `invalid JSON`.
     """
+    values = _found(members, field)
+    flat = [inner for value in values for inner in (value if isinstance(value, list) else [value])]
+    return [value for value in flat if value is not None]
+
+
+def has_field(members: Mapping[str, bytes], field: str) -> bool:
+    """Whether a sample has a field, if only with nothing in it: an empty array.
+
+    Raises:
+        BrokenMember: As for :func:`read_field`.
+    """
+    return any(value is not None for value in _found(members, field))
+
+
+def _found(members: Mapping[str, bytes], field: str) -> list[Any]:
+    """What the paths of a field lead to."""
     found = split_field(members, field)
     if found is None:
         return []
@@ -60,8 +76,7 @@ def read_field(members: Mapping[str, bytes], field: str) -> list[Any]:
         raise BrokenMember("invalid JSON") from None
     for step in path:
         values = [inner for value in values for inner in _step(value, step)]
-    flat = [inner for value in values for inner in (value if isinstance(value, list) else [value])]
-    return [value for value in flat if value is not None]
+    return values
 
 
 def _step(value: Any, step: str) -> list[Any]:

@@ -15,8 +15,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mmlab.data.audio import AudioReader
 from mmlab.data.exhibit import Exhibit, exhibit
 from mmlab.data.features import Features
-from mmlab.data.fields import EACH
+from mmlab.data.fields import EACH, has_field
 from mmlab.data.image import ImageReader
+from mmlab.data.interactions import InteractionReader
 from mmlab.data.loader import Loader
 from mmlab.data.mixture import MixedOrder
 from mmlab.data.named import Named, check_named, spread
@@ -24,7 +25,7 @@ from mmlab.data.order import EvaluationOrder, Order, TrainingOrder
 from mmlab.data.parts import Mixture, Split, Splits, open_samples
 from mmlab.data.plan import Loading, check_room, plan_training
 from mmlab.data.prompt import PromptReader
-from mmlab.data.reader import Reader, read_asked
+from mmlab.data.reader import Reader, read_asked, with_asked
 from mmlab.data.samples import RawSample, SampleSet
 from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
@@ -57,7 +58,7 @@ class ShardData(LightningDataModule):
         image: ImageReader | SignalReader | None = None,
         text: TextReader | PromptReader | WordReader | SignalReader | None = None,
         audio: AudioReader | SignalReader | None = None,
-        signal: SignalReader | None = None,
+        signal: SignalReader | InteractionReader | None = None,
         loading: Loading = _LOADING,
     ) -> None:
         """Settings.
@@ -70,7 +71,7 @@ class ShardData(LightningDataModule):
             image: How pictures are read; None: they are not. A `SignalReader` reads features of them.
             text: How text is read; None: it is not.
             audio: How sounds are read; None: they are not.
-            signal: How other signals are read; None: they are not.
+            signal: How other signals are read, or who chose what (`InteractionReader`); None: they are not.
             loading: How batches are formed and built.
 
         Raises:
@@ -221,7 +222,7 @@ class ShardData(LightningDataModule):
 
     def _named(self, setting: str, field: str) -> Named:
         def lacking(members: Mapping[str, bytes]) -> list[str]:
-            found = read_asked(members, field, self.readers)
+            found = has_field(with_asked(members, [field], self.readers), field)
             return [] if found else [field]
 
         return Named(f"loading.{setting}", lacking)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Shaped
 
 from mmlab.assets.progress import progress
 from mmlab.data.shards import write_shards
@@ -47,7 +48,7 @@ class Item(NamedTuple):
     media: tuple[str, ...] = ()
     """Its pictures and sounds: ends of names in the release. One is written as `jpg`, `png`, `ogg`, ...; of
     several each is written with its place, `0.jpg`, `1.jpg`, ..."""
-    arrays: Mapping[str, Sequence[float]] = {}
+    arrays: Mapping[str, Sequence[float] | Shaped[np.ndarray, " dim"]] = {}
     """Features, a member each in numpy's format, by extension (`text.npy`): float32, one step."""
 
 
@@ -150,7 +151,7 @@ def _ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_O
             yield waiting.popleft().result()
 
 
-def _array(values: Sequence[float]) -> bytes:
+def _array(values: Sequence[float] | Shaped[np.ndarray, " dim"]) -> bytes:
     """One step in numpy's format."""
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(values, dtype=np.float32)[None], allow_pickle=False)

@@ -23,6 +23,8 @@ class Contents(NamedTuple):
     splits: Mapping[str, Sequence[Item]]
     left_out: Mapping[str, int] = {}
     """How many of what, in words, became no sample."""
+    facts: Mapping[str, Any] = {}
+    """What else `dataset.json` is to say."""
 
 
 class Released(Source):
@@ -167,7 +169,7 @@ class Released(Source):
             raise ValueError(f"{files.path} has no sample; {files.describe()}.\n{self.release}")
         return {
             "release": [files.path.name, *annotations.values()], "licence": self.licence, "splits": splits,
-            "left_out": dict(contents.left_out),
+            "left_out": dict(contents.left_out), **contents.facts,
         }  # fmt: skip
 
     def _check_lost(self, files: ReleasedFiles, split: str, items: Sequence[Item], lost: int) -> None:

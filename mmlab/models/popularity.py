@@ -1,0 +1,53 @@
+"""How often training has seen each of many items."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mmlab import collectives
+from mmlab.batch import NOBODY
+from mmlab.models.network import FollowsSteps
+
+
+class Popularity(nn.Module, FollowsSteps):
+    """Counts items over the steps of training and over all ranks; within a step the counts do not change.
+
+    It starts with every item once, so the share of one that was never seen is not zero.
+    """
+
+    count: Int64[Tensor, " items"]
+
+    def __init__(self, items: int) -> None:
+        """Start to count.
+
+        Args:
+            items: How many there are.
+        """
+        super().__init__()
+        self.register_buffer("count", torch.ones(items, dtype=torch.int64))
+        # No buffer: DDP would put rank 0's in its place before this step has been added up.
+        self._new: Tensor | None = None
+        # What runs again in the backward pass then leaves the buffers alone, as those of batch norms.
+        self.track_running_stats = True
+
+    def forward(self, item: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Log of the share of training samples that have the item; in training those given are counted.
+
+        Args:
+            item: Numbers, or :data:`~mmlab.batch.NOBODY`, which is not counted.
+        """
+        known = item != NOBODY
+        if self.training and self.track_running_stats:
+            new = torch.bincount(item[known], minlength=len(self.count))
+            self._new = new if self._new is None else self._new + new
+        share = (self.count.double() / self.count.sum()).log().float()
+        return share[item.clamp(min=0)]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Add what this step has seen, on every rank."""
+        new = torch.zeros_like(self.count) if self._new is None else self._new
+        self.count += collectives.total(new)
+        self._new = None

@@ -1,0 +1,337 @@
+"""Users and items in one space: a user likes what lies near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmlab.batch import HISTORY, ITEM, NOBODY, USER, Batch, Embeddings, Input, Modality
+from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.encoders.transformer_layer import TransformerLayer
+from mmlab.models.fusion.fusion import Fusion, check_heads, mean_token
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.popularity import Popularity
+
+
+class Users(nn.Module):
+    """Users by their number, by what they chose before, or by the sum of both.
+
+    The history is read by transformer layers over [summary; items], each item with a vector for how long ago
+    it was, as places from the end (SASRec: Kang and McAuley 2018, arXiv:1808.09781, without its causal mask,
+    since the next item alone is told); without layers it is the mean of its items. Of a user without number
+    or history stands a learned vector in its place.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        users: int | None = None,
+        items: int | None = None,
+        max_history: int = 50,
+        num_layers: int = 1,
+        num_heads: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        """Make the tables and layers.
+
+        Args:
+            dim: Size of a vector.
+            users: How many there are, for those by number; None: numbers are not looked at.
+            items: How many there are, for histories; None: histories are not looked at.
+            max_history: Items of a history that are read, the latest ones.
+            num_layers: Transformer layers; 0: none.
+            num_heads: Attention heads; they divide `dim`.
+            dropout: Probability in the layers and on vectors.
+
+        Raises:
+            ValueError: Neither users nor items.
+        """
+        super().__init__()
+        if users is None and items is None:
+            raise ValueError("users by what? Set users (how many), items (for histories), or both")
+        check_heads(dim, num_heads)
+        self.dim = dim
+        self.max_history = max_history
+        self.dropout = nn.Dropout(dropout)
+        # One row more, for those that are not known.
+        self.users = None if users is None else _table(users + 1, dim)
+        self.items = None if items is None else _table(items, dim)
+        if items is not None:
+            self.ago = _table(max_history, dim)
+            self.summary = nn.Parameter(torch.randn(dim) * 0.02)
+            self.layers = nn.ModuleList(
+                TransformerLayer(dim, num_heads=num_heads, hidden=4 * dim, dropout=dropout)
+                for _ in range(num_layers)
+            )
+
+    def forward(
+        self, user: Int64[Tensor, " samples"], history: Int64[Tensor, "samples steps"]
+    ) -> Float[Tensor, "samples dim"]:
+        """A vector for each user, not of unit length.
+
+        Args:
+            user: Numbers, or NOBODY.
+            history: Items, the latest last, NOBODY behind each history's end.
+        """
+        parts = []
+        if self.users is not None:
+            _check(user, self.users.num_embeddings - 1, "users")
+            unknown = torch.full_like(user, self.users.num_embeddings - 1)
+            parts.append(self.users(torch.where(user == NOBODY, unknown, user)))
+        if self.items is not None:
+            _check(history, self.items.num_embeddings, "items")
+            parts.append(self._read(_latest(history, self.max_history)))
+        return self.dropout(torch.stack(parts).sum(dim=0))
+
+    def _read(self, history: Int64[Tensor, "samples steps"]) -> Float[Tensor, "samples dim"]:
+        assert self.items is not None
+        there = history != NOBODY
+        # The latest item stands last, so its place from the end is 0.
+        ago = there.flip(1).long().cumsum(dim=1).flip(1) - 1
+        # Every place is read once, as zeros: with an empty history too the tables have a gradient.
+        tokens = self.items(history.clamp(min=0)) + self.ago(ago.clamp(min=0))
+        tokens = self.dropout(tokens.masked_fill(~there[:, :, None], 0))
+        summary = self.summary.expand(len(tokens), 1, -1)
+        if len(self.layers) == 0:
+            mean = tokens.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
+            return mean + self.summary
+        tokens = torch.cat([summary, tokens], dim=1)
+        mask = F.pad(there, (1, 0), value=True)[:, None, None, :]
+        for layer in self.layers:
+            tokens = layer(tokens, mask)
+        return tokens[:, 0]
+
+
+class Remembered:
+    """What a frozen tower gave of each item: it need not run twice. Not kept in checkpoints.
+
+    Ranks need not agree on what they know, so this is for towers whose weights lie whole on each.
+    """
+
+    def __init__(self, items: int) -> None:
+        """Remember nothing yet.
+
+        Args:
+            items: How many there are.
+        """
+        self._items = items
+        self._token: Tensor | None = None
+
+    def __call__(self, tower: FusionTower, inputs: Input, item: Int64[Tensor, " samples"]) -> Encoded:
+        """One token of each item; the tower runs for those that are not known yet.
+
+        Args:
+            tower: Frozen, and with a pooling.
+            inputs: Of the samples.
+            item: Their numbers, or NOBODY, of which there is no token.
+        """
+        if self._token is None or self._token.device != item.device:
+            # Behind the token stands whether the item has the modality, and whether it is known.
+            self._token = torch.zeros(self._items, tower.dim + 2, device=item.device)
+        new = ((item != NOBODY) & (self._token[item.clamp(min=0), -1] == 0)).nonzero().flatten()
+        if len(new) > 0:
+            with torch.no_grad():
+                tokens, mask = tower(inputs.select(new))
+            known = torch.ones_like(mask[:, :1]).float()
+            self._token[item[new]] = torch.cat([tokens[:, 0], mask[:, :1].float(), known], dim=1)
+        kept = self._token[item.clamp(min=0)]
+        return Encoded(kept[:, None, :-2], (kept[:, -2:-1] > 0) & (item != NOBODY)[:, None])
+
+
+class Items(nn.Module):
+    """Items by what is known of them (any modalities, fused), by their number, or by the sum of both.
+
+    What numbers add starts at zero: an item that training has never had is told by its content alone. A
+    tower that is frozen throughout runs once for each item, which is remembered, unless it is sharded.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        items: int,
+        numbered: bool = True,
+        number_dropout: float = 0.0,
+        image: FusionTower | None = None,
+        text: FusionTower | None = None,
+        audio: FusionTower | None = None,
+        fusion: Fusion | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            dim: Size of a vector.
+            items: How many there are.
+            numbered: Whether each has a vector of its own.
+            number_dropout: Share of items of which training leaves that vector out, so that their content
+                learns to stand alone (DropoutNet: Volkovs et al. 2017).
+            image: Encoder of pictures.
+            text: Encoder of texts.
+            audio: Encoder of sounds.
+            fusion: Makes one of the modalities; wanted where there are any.
+
+        Raises:
+            ValueError: Nothing says what an item is; towers without a fusion or one made for other towers; an
+                encoder of another modality.
+        """
+        super().__init__()
+        self.dim = dim
+        self.image, self.text, self.audio = image, text, audio
+        self.number_dropout = number_dropout
+        dims = {modality.value: tower.dim for modality, tower in self.towers()}
+        for modality, tower in self.towers():
+            if tower.encoder.modality != modality:
+                raise ValueError(
+                    f"the {modality} tower has {type(tower.encoder).__name__}, an encoder of "
+                    f"{tower.encoder.modality}: move it to that tower"
+                )
+        made_for = {} if fusion is None else {modality.value: size for modality, size in fusion.dims.items()}
+        if made_for != dims:
+            raise ValueError(
+                f"the towers give {dims}, but the fusion is made for dims={made_for}: set it to what they "
+                "give"
+            )
+        if not numbered and not dims:
+            raise ValueError("items by what? Set numbered: true, or a tower and a fusion")
+        self.fusion = fusion
+        self._known = {modality: Remembered(items) for modality, _ in self.towers()}
+        self.popularity = Popularity(items)
+        self.numbers = nn.Embedding(items, dim) if numbered else None
+        if fusion is not None:
+            self.projection = nn.Sequential(nn.LayerNorm(fusion.dim), nn.Linear(fusion.dim, dim))
+        if self.numbers is not None:
+            nn.init.zeros_(self.numbers.weight)
+            if fusion is None:
+                nn.init.normal_(self.numbers.weight, std=dim**-0.5)
+
+    def towers(self) -> Iterator[tuple[Modality, FusionTower]]:
+        """The towers that there are."""
+        for modality in (Modality.IMAGE, Modality.TEXT, Modality.AUDIO):
+            tower = getattr(self, modality.value)
+            if tower is not None:
+                yield modality, tower
+
+    def forward(self, batch: Batch, item: Int64[Tensor, " samples"]) -> Float[Tensor, "samples dim"]:
+        """A vector for each item, not of unit length.
+
+        Args:
+            batch: With what is known of each.
+            item: Numbers, or NOBODY.
+
+        Raises:
+            ValueError: The run does not read a modality that there is a tower for.
+        """
+        _check(item, len(self.popularity.count), "items")
+        parts = []
+        if self.fusion is not None:
+            encoded = {}
+            for modality, tower in self.towers():
+                inputs = batch.get(modality)
+                if inputs is None:
+                    raise ValueError(
+                        f"the model has a tower for {modality}, but the data module reads no {modality}: "
+                        f"add it there, or remove the tower `{modality}`"
+                    )
+                remembers = tower.pooling is not None and not any(map(_moves, tower.parameters()))
+                encoded[modality] = self._known[modality](tower, inputs, item) if remembers else tower(inputs)
+            parts.append(self.projection(mean_token(self.fusion(encoded))))
+        if self.numbers is not None:
+            own = self.numbers(item.clamp(min=0))
+            if self.training and self.number_dropout > 0 and self.fusion is not None:
+                left_out = torch.rand(len(item), 1, device=item.device) < self.number_dropout
+                own = own.masked_fill(left_out, 0)
+            parts.append(own)
+        return torch.stack(parts).sum(dim=0)
+
+
+class Recommended(NamedTuple):
+    """Vectors of the users and items of a batch, a row for each sample."""
+
+    user: Embeddings
+    """`group` is the number of the item that the user chose; NOBODY where the sample has no such pair."""
+    item: Embeddings
+    """`group` is the item's number; NOBODY where the sample has none."""
+    log_share: Float[Tensor, " samples"]
+    """Log of the share of training samples that have the item."""
+    history: Int64[Tensor, "samples steps"]
+    """What the user chose before, NOBODY behind its end."""
+
+
+class Recommender(nn.Module):
+    """A dual encoder of users and items (two towers: Yi et al. 2019, RecSys)."""
+
+    def __init__(self, users: Users, items: Items) -> None:
+        """Take both sides.
+
+        Raises:
+            ValueError: Their sizes differ.
+        """
+        super().__init__()
+        if users.dim != items.dim:
+            raise ValueError(f"users have dim={users.dim}, items dim={items.dim}: give both the same")
+        self.users = users
+        self.items = items
+
+    def forward(self, batch: Batch) -> Recommended:
+        """Run both sides, whatever samples lack.
+
+        Raises:
+            ValueError: The run does not read interactions.
+        """
+        rows = batch.signal
+        if rows is None or rows.data.is_floating_point():
+            raise ValueError(
+                "the model reads who chose what: set data.signal to mmlab.data.interactions.InteractionReader"
+            )
+        data = rows.data.masked_fill((rows.owner == NOBODY)[:, None], NOBODY)
+        user, item, history = data[:, USER], data[:, ITEM], data[:, HISTORY:]
+        known = (item != NOBODY) & batch.valid
+        pair = known & (user != NOBODY)
+        nobody = torch.full_like(item, NOBODY)
+        return Recommended(
+            user=Embeddings(_unit(self.users(user, history)), torch.where(pair, item, nobody), batch.place),
+            item=Embeddings(_unit(self.items(batch, item)), torch.where(known, item, nobody), batch.place),
+            log_share=self.items.popularity(torch.where(pair, item, nobody)),
+            history=history,
+        )
+
+
+def _table(rows: int, dim: int) -> nn.Embedding:
+    table = nn.Embedding(rows, dim)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    return table
+
+
+def _moves(parameter: nn.Parameter) -> bool:
+    """Whether it is trained, or lies on several ranks, which must then run it together."""
+    return parameter.requires_grad or isinstance(parameter, DTensor)
+
+
+def _unit(vector: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples dim"]:
+    return F.normalize(vector.float(), dim=-1)
+
+
+def _latest(history: Int64[Tensor, "samples steps"], most: int) -> Int64[Tensor, "samples kept"]:
+    """The last items of each history, which end at different places, or one column of NOBODY."""
+    length = (history != NOBODY).sum(dim=1, keepdim=True)
+    width = max(min(int(length.max()) if len(history) else 0, most), 1)
+    place = (length - width).clamp(min=0) + torch.arange(width, device=history.device)
+    padded = F.pad(history, (0, width), value=NOBODY)
+    return padded.gather(1, place)
+
+
+def _check(numbers: Int64[Tensor, "..."], count: int, what: str) -> None:
+    """Raise ValueError for a number beyond the table, which a GPU would only report later, as no one's."""
+    highest = int(numbers.max()) if numbers.numel() else NOBODY
+    if highest >= count:
+        raise ValueError(
+            f"{what}={count}, but the data have number {highest}: set {what} to {highest + 1} or more "
+            "(dataset.json of the prepared data says how many there are)"
+        )

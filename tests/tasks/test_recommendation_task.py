@@ -1,0 +1,298 @@
+"""Users and items: what is learned, that new items are told by their words, that nothing runs twice."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from gloo_ranks import Ranks
+from torch import nn
+
+from mmlab.adaptation.policy import Policy
+from mmlab.batch import NOBODY, Batch, Input, Modality
+from mmlab.callbacks.recommendations import RecommendationLists
+from mmlab.data.interactions import InteractionReader
+from mmlab.data.module import ShardData
+from mmlab.data.parts import Splits
+from mmlab.data.plan import Loading
+from mmlab.data.shards import write_shards
+from mmlab.data.signal import SignalReader
+from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.fusion.projection import ProjectionFusion
+from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.popularity import Popularity
+from mmlab.models.recommender import Items, Recommender, Users
+from mmlab.objectives.ranking import BayesianRanking, RankingObjective, SampledSoftmax
+from mmlab.optim import Optimization
+from mmlab.parallel.micro_batch import run_in_parts
+from mmlab.tasks.recommendation import RecommendationTask
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*in eval mode"),
+    pytest.mark.filterwarnings("ignore:Attribute .* is an instance of"),
+    pytest.mark.filterwarnings("ignore:.*infer the batch indices"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*is already saved during checkpointing"),
+]
+ITEMS, USERS, TASTES = 24, 40, 4
+"""Item i is of taste i % 4, and so is user u; the last four items are new."""
+
+
+class Features(Encoder):
+    """What it reads, through a layer; counts how many rows it is asked for."""
+
+    modality = Modality.TEXT
+    dim = TASTES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(TASTES, TASTES)
+        nn.init.eye_(self.layer.weight)
+        self.rows = 0
+
+    def encode(self, inputs: Input) -> Encoded:
+        self.rows += len(inputs.owner)
+        assert inputs.mask is not None
+        return Encoded(self.layer(inputs.data), inputs.mask)
+
+
+def npy(item: int) -> bytes:
+    with io.BytesIO() as file:
+        np.save(file, np.eye(TASTES, dtype=np.float32)[[item % TASTES]])
+        return file.getvalue()
+
+
+def samples(split: str) -> Iterator[dict[str, Any]]:
+    def sample(key: str, **about: Any) -> dict[str, Any]:
+        own = {"npy": npy(about["item"])} if "item" in about else {}
+        return {"__key__": key, "json": json.dumps(about).encode(), **own}
+
+    old = ITEMS - TASTES
+    for user in range(USERS):
+        liked = [item for item in range(old) if item % TASTES == user % TASTES]
+        if split == "train":
+            for turn, item in enumerate(liked[:-1]):
+                yield sample(f"t-{user}-{turn}", user=user, item=item, history=liked[:turn], wanted=[])
+        else:
+            new = next(item for item in range(old, ITEMS) if item % TASTES == user % TASTES)
+            yield sample(f"u-{user}", user=user, history=liked[:-1], wanted=[liked[-1], new])
+    if split != "train":
+        for item in range(ITEMS):
+            yield sample(
+                f"i-{item}",
+                item=item,
+                kind="cold" if item >= old else "warm",
+                wanted=[],
+                name=f"thing <{item}>",
+            )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tastes")
+    for split in ("train", "val"):
+        write_shards(samples(split), folder, split)
+    return folder
+
+
+def data(folder: Path) -> ShardData:
+    return ShardData(
+        batch_size=32,
+        splits=Splits(train=f"{folder}/train-*.tar", val=f"{folder}/val-*.tar", test=f"{folder}/val-*.tar"),
+        signal=InteractionReader(),
+        text=SignalReader(channels=TASTES, modality="text"),  # type: ignore[arg-type]
+        loading=Loading(num_workers=0, references=("json.wanted",), kind_by="json.kind"),
+    )
+
+
+def model(*, content: bool = True, numbered: bool = True, **users: Any) -> Recommender:
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {}
+    if content:
+        parts = {"text": FusionTower(Features()), "fusion": ProjectionFusion({"text": TASTES}, dim=8)}
+    items = Items(8, items=ITEMS, numbered=numbered, number_dropout=0.3, **parts)
+    return Recommender(Users(8, **{"items": ITEMS, "dropout": 0.0, **users}), items)
+
+
+def task(built: Recommender, objective: RankingObjective | None = None) -> RecommendationTask:
+    return RecommendationTask(
+        built,
+        objective=SampledSoftmax() if objective is None else objective,
+        optimization=Optimization(partial(torch.optim.Adam, lr=0.02)),
+        adaptation=Policy({"items.text": "frozen"} if built.items.text is not None else "full"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "objective"),
+    [
+        ("history", SampledSoftmax),
+        ("number", SampledSoftmax),
+        ("both", SampledSoftmax),
+        ("mean", SampledSoftmax),
+        ("history", BayesianRanking),
+    ],
+)
+def test_it_learns_what_users_like(
+    by: str, objective: Any, trainer: Callable[..., L.Trainer], folder: Path, tmp_path: Path
+) -> None:
+    users: dict[str, Any] = {
+        "history": {},
+        "number": {"users": USERS, "items": None},
+        "both": {"users": USERS},
+        "mean": {"num_layers": 0},
+    }[by]
+    built = task(model(**users), objective())
+    run = trainer(RecommendationLists("json.name", length=6, users=3), max_epochs=12)
+    run.fit(built, data(folder))
+    (found,) = run.test(built, data(folder), verbose=False)
+    assert found["test/users"] == USERS
+    assert found["test/recall5"] > 0.85
+    assert found["test/hit5@cold"] > 0.85, "new items by their words"
+    assert found["test/recall20_low"] <= found["test/recall20"] <= found["test/recall20_high"]
+    lines = (tmp_path / "recommendations.jsonl").read_text(encoding="utf-8").splitlines()
+    listed = [json.loads(line) for line in lines]
+    assert len(listed) == USERS
+    hits = [len(set(one["recommended"][:5]) & set(one["wanted"])) / len(one["wanted"]) for one in listed]
+    assert sum(hits) / USERS == pytest.approx(found["test/recall5"], abs=0.001)
+    assert set(listed[0]["wanted"]) <= {f"thing <{n}>" for n in range(ITEMS)}
+    page = (tmp_path / "recommendations.html").read_text(encoding="utf-8")
+    assert page.count("class=row") == 3
+    assert "<span class=right>thing &lt;" in page
+
+
+def test_numbers_say_nothing_of_new_items(trainer: Callable[..., L.Trainer], folder: Path) -> None:
+    built = task(model(content=False))
+    run = trainer(max_epochs=12)
+    run.fit(built, data(folder))
+    (found,) = run.test(built, data(folder), verbose=False)
+    assert found["test/recall5@warm"] > 0.85
+    assert found["test/map5@cold"] < 0.75
+
+
+def batch(rank: int = 0) -> Batch:
+    """A pair, a pair of a user without a history, an item alone, a user alone, nothing."""
+    rows = [[1, 2, 5, 6], [0, 3, NOBODY, NOBODY], [NOBODY, 4 + rank, NOBODY, NOBODY], [2, NOBODY, 7, NOBODY]]
+    there = torch.tensor([True, True, True, False, False])
+    return Batch(
+        keys=("a", "b", "c", "d", ""),
+        place=torch.arange(5) + 5 * rank,
+        valid=torch.tensor([True, True, True, True, False]),
+        group=torch.tensor([0, 1, 2, 3, NOBODY]),
+        signal=Input(
+            torch.tensor([*rows, [NOBODY] * 4]),
+            owner=torch.tensor([0, 1, 2, 3, NOBODY]),
+            present=torch.tensor([True, True, True, True, False]),
+            length=torch.tensor([4, 2, 2, 3, 1]),
+        ),
+        text=Input(
+            torch.eye(TASTES)[[2, 3, 0, 0, 0]][:, None],
+            owner=torch.tensor([0, 1, 2, NOBODY, NOBODY]),
+            present=there,
+            length=torch.ones(5, dtype=torch.int64),
+        ),
+    )
+
+
+def test_what_a_batch_gives() -> None:
+    found = model(users=9).eval()(batch())
+    assert found.user.group.tolist() == [2, 3, NOBODY, NOBODY, NOBODY]
+    assert found.item.group.tolist() == [2, 3, 4, NOBODY, NOBODY]
+    torch.testing.assert_close(found.user.vector.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(found.item.vector.norm(dim=1), torch.ones(5))
+
+
+def test_a_frozen_tower_runs_once_for_each_item() -> None:
+    built = task(model()).model.eval()
+    assert built.items.text is not None
+    encoder = built.items.text.encoder
+    assert isinstance(encoder, Features)
+    first = built(batch())
+    assert encoder.rows == 3
+    second = built(batch(rank=1))
+    assert encoder.rows == 4, "item 5 alone is new"
+    torch.testing.assert_close(second.item.vector[:2], first.item.vector[:2])
+    fresh = model().eval()
+    torch.testing.assert_close(fresh(batch()).item.vector, first.item.vector)
+    assert not any("known" in name for name in built.state_dict())
+
+
+def test_histories_end_where_they_end() -> None:
+    built = model(max_history=2).eval()
+    rows = torch.tensor([[1, NOBODY, 5, 6, 7, NOBODY], [1, NOBODY, 6, 7, NOBODY, NOBODY]])
+    vectors = built.users(rows[:, 0], rows[:, 2:])
+    torch.testing.assert_close(vectors[0], vectors[1], msg="the latest two")
+    other = built.users(rows[:1, 0], torch.tensor([[7, 6]]))
+    assert not torch.allclose(vectors[0], other[0]), "in their order"
+
+
+@pytest.mark.parametrize("users", [{"users": 9}, {"users": 9, "num_layers": 0}, {"users": 9, "items": None}])
+def test_parts_of_a_batch_make_the_whole(users: dict[str, Any]) -> None:
+    built = model(**users).eval()
+    whole, parts = built(batch()), run_in_parts(built, batch(), 2)
+    torch.testing.assert_close(parts.user.vector, whole.user.vector)
+    torch.testing.assert_close(parts.item.vector, whole.item.vector)
+
+
+def ddp_on_rank() -> dict[str, list[float]]:
+    """Both ranks have other items, the second one no history; every parameter has the same gradient."""
+    rank = torch.distributed.get_rank()
+    built = model(users=9)
+    objective = SampledSoftmax()
+    network = nn.parallel.DistributedDataParallel(built)
+    found = network(batch(rank))
+    history = found.history if rank == 0 else torch.full_like(found.history, NOBODY)
+    loss = objective(found.user, found.item, log_share=found.log_share, history=history)
+    loss.value.backward()
+    built.items.popularity.after_step()
+    grads = {name: p.grad.flatten().tolist() for name, p in built.named_parameters() if p.grad is not None}
+    assert set(grads) == {name for name, _ in built.named_parameters()}
+    return {**grads, "count": built.items.popularity.count.tolist()}
+
+
+def test_two_ranks_agree(ranks: Ranks) -> None:
+    first, second = ranks(ddp_on_rank)
+    assert first == second
+    assert first["count"][:5] == [1, 1, 3, 3, 1], "pairs of both ranks, each item once before"
+
+
+def test_counts_are_of_steps() -> None:
+    counter = Popularity(3)
+    share = counter(torch.tensor([0, 0, NOBODY, 2]))
+    torch.testing.assert_close(share, torch.full((4,), 1 / 3).log())
+    counter.after_step()
+    assert counter.count.tolist() == [3, 1, 2]
+    counter.eval()
+    counter(torch.tensor([1]))
+    counter.after_step()
+    assert counter.count.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Users(8), "users by what"),
+        (lambda: Users(9, users=3), "num_heads=2 must divide dim=9"),
+        (lambda: Items(8, items=3, numbered=False), "items by what"),
+        (lambda: Items(8, items=3, text=FusionTower(Features())), "made for dims={}"),
+        (lambda: Items(8, items=3, image=FusionTower(Features())), "image tower has Features"),
+        (lambda: Recommender(Users(8, users=3), Items(4, items=3)), "users have dim=8, items dim=4"),
+    ],
+)
+def test_parts_that_do_not_fit(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_numbers_beyond_the_table() -> None:
+    built = Recommender(Users(8, items=9), Items(8, items=3))
+    with pytest.raises(ValueError, match="items=3, but the data have number 4: set items to 5 or more"):
+        built(batch())
