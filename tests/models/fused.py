@@ -38,6 +38,7 @@ FUSIONS: dict[str, Make] = {
     "bottleneck": partial(BottleneckFusion, num_heads=2, bottlenecks=2),
     "crossmodal": partial(CrossmodalFusion, num_heads=2),
     "graph": partial(GraphFusion, num_heads=2),
+    "graph_product": partial(GraphFusion, num_heads=2, score="product"),
     "graph_near": partial(GraphFusion, num_heads=2, edges="near", reach=0.6),
     "graph_best": partial(GraphFusion, num_heads=2, edges="between", keep=2),
     "clock": partial(ClockFusion, ticks=3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -62,9 +63,13 @@ def by_loops(layer: GraphLayer, nodes: Tensor, edge: Tensor, relation: Tensor) -
         listened = [j for j in range(len(nodes)) if edge[i, j]]
         scores = []
         for j in listened:
-            pair = query[i] + key[j] + layer.relation.weight[relation[i, j]]
-            part = torch.nn.functional.leaky_relu(pair.unflatten(0, (heads, -1))[head], 0.2)
-            scores.append(part @ layer.score[head])
+            seen = key[j] + layer.relation.weight[relation[i, j]]
+            if layer.score is None:
+                asked, seen = (part.unflatten(0, (heads, -1))[head] for part in (query[i], seen))
+                scores.append(asked @ seen / len(asked) ** 0.5)
+            else:
+                pair = (query[i] + seen).unflatten(0, (heads, -1))[head]
+                scores.append(torch.nn.functional.leaky_relu(pair, 0.2) @ layer.score[head])
         if layer.keep is not None:
             best = sorted(range(len(scores)), key=lambda n: -float(scores[n].detach()))[: layer.keep]
             listened, scores = [listened[n] for n in best], [scores[n] for n in best]
@@ -76,10 +81,11 @@ def by_loops(layer: GraphLayer, nodes: Tensor, edge: Tensor, relation: Tensor) -
     return nodes + layer.narrow(torch.nn.functional.gelu(layer.widen(layer.feedforward_norm(nodes))))
 
 
+@pytest.mark.parametrize("score", ["additive", "product"])
 @pytest.mark.parametrize("keep", [None, 2])
-def test_graph_attention_against_loops(keep: int | None) -> None:
+def test_graph_attention_against_loops(keep: int | None, score: Any) -> None:
     torch.manual_seed(0)
-    layer = GraphLayer(8, num_heads=2, relations=4, keep=keep).double()
+    layer = GraphLayer(8, num_heads=2, relations=4, keep=keep, score=score).double()
     torch.nn.init.normal_(layer.relation.weight)
     nodes = torch.randn(2, 5, 8, dtype=torch.float64)
     edge = (torch.rand(2, 5, 5) < 0.5) | torch.eye(5, dtype=torch.bool)

@@ -17,6 +17,7 @@ from mmlab.models.fusion.fusion import Fusion, check_heads
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
 
 Edges = Literal["all", "within", "between", "near"]
+Score = Literal["additive", "product"]
 
 
 class GraphFusion(Fusion):
@@ -25,7 +26,7 @@ class GraphFusion(Fusion):
     Nodes are projected tokens (:class:`SharedSpace`). Edges lead between all nodes, `within` a modality,
     `between` modalities, or where nodes are `near` each other (:func:`near`); every node has one to itself.
     With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
-    Memory grows with nodes^2 times `dim`: pool long sequences before.
+    Memory grows with nodes^2, for additive scores times `dim`: pool long sequences before.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class GraphFusion(Fusion):
         reach: float = 0.25,
         grid: tuple[int, int] | None = None,
         keep: int | None = None,
+        score: Score = "additive",
         num_layers: int = 2,
         num_heads: int = 4,
     ) -> None:
@@ -50,6 +52,8 @@ class GraphFusion(Fusion):
             grid: Rows and columns of the tokens of a picture, row by row, for `near`; None: they are steps of
                 a sequence, as those of other modalities.
             keep: Edges of each node that are used, the best ones; None: all.
+            score: How edges are scored: see :class:`GraphLayer`. Products learn far faster how far apart two
+                nodes are, which sums of layers have to approximate.
             num_layers: Layers, each of graph attention and a feed-forward network.
             num_heads: Attention heads; they divide `dim`.
 
@@ -65,7 +69,7 @@ class GraphFusion(Fusion):
         self.grid = grid
         self.space = SharedSpace(self.dims, dim=dim)
         self.layers = nn.ModuleList(
-            GraphLayer(dim, num_heads=num_heads, relations=len(self.dims) ** 2, keep=keep)
+            GraphLayer(dim, num_heads=num_heads, relations=len(self.dims) ** 2, keep=keep, score=score)
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
@@ -98,13 +102,23 @@ class GraphFusion(Fusion):
 
 
 class GraphLayer(nn.Module):
-    """Graph attention (GATv2: Brody et al. 2022, arXiv:2105.14491, eq. 7), then a feed-forward network.
+    """Graph attention, then a feed-forward network; both stand behind a norm and are added.
 
-    e_ij = a . leaky_relu(W_q h_i + W_k h_j + r_ij), with a vector r for each pair of kinds of nodes;
-    h_i + W_o sum_j softmax_j(e_ij) W_v h_j. Both parts stand behind a norm and are added.
+    h_i + W_o sum_j softmax_j(e_ij) W_v h_j, where the score of an edge is, with a vector r for each pair of
+    kinds of nodes, `additive`: e_ij = a . leaky_relu(W_q h_i + W_k h_j + r_ij) (GATv2: Brody et al. 2022,
+    arXiv:2105.14491, eq. 7), or `product`: e_ij = W_q h_i . (W_k h_j + r_ij) / sqrt(d), d the size of a head
+    (Shi et al. 2021, arXiv:2009.03509, eq. 3).
     """
 
-    def __init__(self, dim: int, *, num_heads: int, relations: int, keep: int | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        relations: int,
+        keep: int | None = None,
+        score: Score = "additive",
+    ) -> None:
         """Make the layers.
 
         Args:
@@ -112,6 +126,7 @@ class GraphLayer(nn.Module):
             num_heads: Attention heads; they divide `dim`.
             relations: Kinds of edges.
             keep: See :class:`GraphFusion`.
+            score: How edges are scored.
         """
         super().__init__()
         self.num_heads = num_heads
@@ -119,7 +134,9 @@ class GraphLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
         self.relation = nn.Embedding(relations, dim)
-        self.score = nn.Parameter(torch.randn(num_heads, dim // num_heads) / math.sqrt(dim // num_heads))
+        self.score = None
+        if score == "additive":
+            self.score = nn.Parameter(torch.randn(num_heads, dim // num_heads) / math.sqrt(dim // num_heads))
         self.feedforward_norm = nn.LayerNorm(dim)
         self.widen = nn.Linear(dim, 4 * dim)
         self.narrow = nn.Linear(4 * dim, dim)
@@ -140,11 +157,7 @@ class GraphLayer(nn.Module):
         """
         read = self.attention_norm(nodes)
         query, key, value = (layer(read) for layer in (self.query, self.key, self.value))
-        pair = query[:, :, None] + key[:, None] + self.relation(relation)
-        score = torch.einsum(
-            "bijhd,hd->bhij", F.leaky_relu(pair.unflatten(3, (self.num_heads, -1)), 0.2), self.score
-        )
-        score = score.masked_fill(~edge[:, None], -torch.inf)
+        score = self._score(query, key, self.relation(relation)).masked_fill(~edge[:, None], -torch.inf)
         if self.keep is not None and self.keep < score.shape[-1]:
             best = torch.zeros_like(score, dtype=torch.bool)
             best = best.scatter(-1, score.topk(self.keep, dim=-1).indices, True)
@@ -154,6 +167,21 @@ class GraphLayer(nn.Module):
         )
         nodes = nodes + self.out(heard.flatten(2))
         return nodes + torch.as_tensor(self.narrow(F.gelu(self.widen(self.feedforward_norm(nodes)))))
+
+    def _score(
+        self,
+        query: Float[Tensor, "samples nodes dim"],
+        key: Float[Tensor, "samples nodes dim"],
+        relation: Float[Tensor, "nodes nodes dim"],
+    ) -> Float[Tensor, "samples heads nodes nodes"]:
+        heads = (self.num_heads, -1)
+        if self.score is not None:
+            pair = F.leaky_relu(query[:, :, None] + key[:, None] + relation, 0.2)
+            return torch.einsum("bijhd,hd->bhij", pair.unflatten(3, heads), self.score)
+        query = query.unflatten(2, heads)
+        score = torch.einsum("bihd,bjhd->bhij", query, key.unflatten(2, heads))
+        score = score + torch.einsum("bihd,ijhd->bhij", query, relation.unflatten(2, heads))
+        return score / math.sqrt(query.shape[3])
 
 
 def place_of(
