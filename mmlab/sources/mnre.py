@@ -21,7 +21,7 @@ _FILES = {
     "test": ("ours_test.txt", "mnre_test.txt"),
 }
 """As HVPNeT and others hand it on, and as the authors released it, with the space."""
-_RELATIONS = frozenset({
+RELATIONS = frozenset({
     "None", "/per/per/parent", "/per/per/siblings", "/per/per/couple", "/per/per/neighbor", "/per/per/peer",
     "/per/per/charges", "/per/per/alumi", "/per/per/alternate_names", "/per/org/member_of",
     "/per/loc/place_of_residence", "/per/loc/place_of_birth", "/org/org/alternate_names",
@@ -29,6 +29,7 @@ _RELATIONS = frozenset({
     "/per/misc/awarded", "/per/misc/race", "/per/misc/religion", "/per/misc/nationality",
     "/misc/misc/part_of", "/misc/loc/held_on",
 })  # fmt: skip
+"""Of version 2, with that of no relation."""
 _LINE = 2**16
 """Letters: what is longer is no post, and parsing it takes long."""
 _LIMIT = 0.01
@@ -95,11 +96,13 @@ def _pair(line: str) -> dict[str, Any]:
     """What a line says."""
     fields = _parse(line)
     words, relation, image = fields["token"], fields["relation"], fields["img_id"]
-    if not words or not all(isinstance(text, str) for text in (*words, image)):
+    if not isinstance(words, list) or not words or not all(isinstance(text, str) for text in (*words, image)):
         raise ValueError("`token` is words, `img_id` is a name")
-    if relation not in _RELATIONS:
+    if relation not in RELATIONS:
         raise ValueError(f"{relation!r} is none of the 23 relations of version 2")
-    head, tail = ([int(place) for place in fields[end]["pos"]] for end in ("h", "t"))
+    head, tail = (list(fields[end]["pos"]) for end in ("h", "t"))
+    if not all(type(place) is int for place in (*head, *tail)):
+        raise ValueError("`pos` is places of words")
     return {
         "words": words,
         "head": head,
