@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmlab.batch import NOBODY, Batch, Input, Modality
+from mmlab.batch import Batch, Input
 from mmlab.models.encoders.encoder import Encoded, Encoder
-from mmlab.models.encoders.transformer_layer import TransformerLayer
-from mmlab.models.fusion.shared_space import never_empty
 from mmlab.models.fusion.tower import FusionTower, lay_out, owned
+from mmlab.models.look import GatedLook, check_modalities, picture_of
 
 
 class WordTagger(nn.Module):
     """A text encoder, a look at a picture if there is one, and logits at the first token of each word.
 
-    The look is attention from every token to the tokens of the picture, added through a gate that is closed
-    at the start: x + tanh(g) (layer(x, picture) - x), as Flamingo's (arXiv:2204.14198, section 2.2). A sample
-    without a picture is read as it is.
+    See :class:`~mmlab.models.look.GatedLook`. A sample without a picture is read as it is.
     """
 
     def __init__(
@@ -43,19 +39,12 @@ class WordTagger(nn.Module):
             ValueError: An encoder of another modality.
         """
         super().__init__()
-        for name, encoder in (("text", text), ("image", None if image is None else image.encoder)):
-            if encoder is not None and encoder.modality != name:
-                raise ValueError(
-                    f"{name} has {type(encoder).__name__}, an encoder of {encoder.modality}: give one of "
-                    f"{name}"
-                )
+        check_modalities(text, image)
         self.text = text
         self.image = image
         self.tags = tags
         if image is not None:
-            self.project = nn.Sequential(nn.LayerNorm(image.dim), nn.Linear(image.dim, text.dim))
-            self.look = TransformerLayer(text.dim, num_heads=num_heads, hidden=2 * text.dim, dropout=dropout)
-            self.gate = nn.Parameter(torch.zeros(1))
+            self.look = GatedLook(text.dim, image_dim=image.dim, num_heads=num_heads, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(text.dim, tags)
 
@@ -70,28 +59,10 @@ class WordTagger(nn.Module):
             raise ValueError("the model tags words: read them by data.text (mmlab.data.words.WordReader)")
         tokens = self.text(text).tokens.float()
         if self.image is not None:
-            tokens = self._looked(tokens, batch, text)
+            tokens = self.look(tokens, text, picture_of(batch, self.image))
         logits: Tensor = self.head(self.dropout(tokens)).float()
         # Added, so that a batch without words has a gradient too, of zeros.
         return logits[owned(text.target, text)] + logits.sum() * 0
-
-    def _looked(
-        self, tokens: Float[Tensor, "rows tokens dim"], batch: Batch, text: Input
-    ) -> Float[Tensor, "rows tokens dim"]:
-        """Tokens that have looked at the picture of their sample."""
-        assert self.image is not None
-        if batch.image is None:
-            raise ValueError(
-                f"the model has a tower for {Modality.IMAGE}, but the data module reads none: add it there, "
-                "or remove the tower"
-            )
-        encoded = self.image(batch.image)
-        seen = never_empty(encoded._replace(tokens=self.project(encoded.tokens)))
-        owner = text.owner.clamp(min=0)
-        looked = self.look(tokens, seen.mask[owner][:, None, None, :], context=seen.tokens[owner])
-        there = encoded.mask.any(dim=1)[owner] & (text.owner != NOBODY)
-        added: Tensor = (torch.tanh(self.gate) * (looked - tokens)).masked_fill(~there[:, None, None], 0)
-        return tokens + added
 
 
 def by_sample(logits: Float[Tensor, "words tags"], text: Input) -> Encoded:

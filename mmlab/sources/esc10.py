@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mmlab.sources.files import ReleasedFiles
-from mmlab.sources.held_out import hold_out
+from mmlab.sources.folds import by_fold
 from mmlab.sources.items import Item
 from mmlab.sources.released import Contents, Released
-from mmlab.sources.split import TRAIN
 
 _CAPTIONS = {
     "Dog bark": ("a dog barking", "a dog barks", "the sound of a barking dog"),
@@ -90,28 +89,12 @@ class Esc10(Released):
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """A name is `NUMBER - CLASS/FOLD-RECORDING-TAKE.ogg`."""
         clips = _clips(files)
-        folds = sorted({clip.fold for clip in clips})
-        test_fold = folds[-1] if self.test_fold is None else self.test_fold
-        if test_fold not in folds or len(folds) == 1:
-            raise ValueError(
-                f"cannot test on fold {test_fold}: {files.path} has {', '.join(map(str, folds))}, and "
-                "training needs another one."
-            )
-        splits: dict[str, list[_Clip]] = defaultdict(list)
-        splits["test"] = [clip for clip in clips if clip.fold == test_fold]
-        for kind in _CAPTIONS:
-            others = [clip for clip in clips if clip.kind == kind and clip.fold != test_fold]
-            parts = hold_out(others, self.val, label=lambda clip: clip.recording, of=f"recordings of {kind}")
-            for part, held in parts.items():
-                splits[part] += held
         credit = dict(_CREDIT.findall(files.text(annotations["credits"])))
+        items = [_item(clip, credit) for clip in clips if clip.kind in _CAPTIONS]
+        parts = by_fold(items, test=self.test_fold, val=self.val, path=files.path)
         left_out = Counter(clip.kind for clip in clips if clip.kind not in _CAPTIONS)
         return Contents(
-            {
-                part: [_item(clip, credit) for clip in splits[part] if clip.kind in _CAPTIONS]
-                for part in (TRAIN, "val", "test")
-            },
-            {f"clips of another class, {kind}": number for kind, number in left_out.items()},
+            parts, {f"clips of another class, {kind}": number for kind, number in left_out.items()}
         )
 
 

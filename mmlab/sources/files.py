@@ -27,6 +27,12 @@ _PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 _MEDIUM_LIMIT = 256 * 2**20
 _TEXT_LIMIT = 4 * 2**30
 """Larger files, in bytes, are refused: an archive may announce any size."""
+_PICKLES = (".pkl", ".pickle", ".p")
+"""Endings of files that Python's pickle wrote."""
+_NO_PICKLE = (
+    "reading a pickle file can run any code, so mmlab does not; where you trust it, convert it as "
+    "docs/fusion.md shows"
+)
 _SHOWN = 8
 """Names that a message shows."""
 _BROKEN = (
@@ -172,7 +178,9 @@ class ReleasedFiles(ABC):
         shown = sorted({name.split("/")[0] + "/" * ("/" in name) for name in self.names})
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         packed = any(name.lower().endswith(_PACKED) for name in self.names)
-        return f"it holds {', '.join(shown[:_SHOWN])}{more}" + "; unpack the archives in it" * packed
+        pickled = any(name.lower().endswith(_PICKLES) for name in self.names)
+        remedies = "; unpack the archives in it" * packed + f"; {_NO_PICKLE}" * pickled
+        return f"it holds {', '.join(shown[:_SHOWN])}{more}{remedies}"
 
 
 class _Folder(ReleasedFiles):
@@ -224,13 +232,15 @@ def open_release(path: Path) -> Iterator[ReleasedFiles]:
     """Open a folder, a zip (a wheel is one) or a tar, which may be compressed by gzip.
 
     Raises:
-        ValueError: It is missing, something else, or broken.
+        ValueError: It is missing, a pickle file, something else, or broken.
     """
     if path.is_dir():
         yield _Folder(path)
         return
     if not path.is_file():
         raise ValueError(f"there is no file or folder {path}.")
+    if path.suffix.lower() in _PICKLES:
+        raise ValueError(f"{path}: {_NO_PICKLE}.")
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
         with _broken_is_said(path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mmlab.sources.dialogue import in_context
 from mmlab.sources.files import ReleasedFiles
 from mmlab.sources.items import Item
 from mmlab.sources.released import Contents, Released
@@ -38,10 +39,11 @@ class Meld(Released):
     """Utterances from dialogues of a television series, with emotion and sentiment (MELD, Poria et al. 2019).
 
     A sample is one utterance, as text: `json` has `history` (what was said before in its dialogue, a line
-    `Speaker: utterance` for each; empty for the first), `speaker`, `utterance`, `emotion` (anger, disgust,
-    fear, joy, neutral, sadness, surprise), `sentiment` (negative, neutral, positive), `dialogue_id`,
-    `utterance_id` and `group` (the dialogue). Keys are the names of the release's clips (`dia0_utt3`). The
-    splits are the released ones (9,989, 1,109 and 2,610 utterances; some dialogues lack utterances).
+    `Speaker: utterance` for each; empty for the first), `speaker`, `utterance`, `in_context` (the utterance,
+    and behind it the history, the latest first), `emotion` (anger, disgust, fear, joy, neutral, sadness,
+    surprise), `sentiment` (negative, neutral, positive), `dialogue_id`, `utterance_id` and `group` (the
+    dialogue). Keys are the names of the release's clips (`dia0_utt3`). The splits are the released ones
+    (9,989, 1,109 and 2,610 utterances; some dialogues lack utterances).
     """
 
     name = "meld"
@@ -49,6 +51,7 @@ class Meld(Released):
         "The release is the repository declare-lab/MELD on GitHub, folder data/MELD: train_sent_emo.csv, "
         "dev_sent_emo.csv and test_sent_emo.csv; or MELD.Raw.tar.gz, unpacked, with the train.tar.gz in it."
     )
+    format = 2
     licence = "GPL-3.0; the text is dialogue of the television series Friends"
 
     def __init__(self, *, history: int = 5, from_file: Path | None = None, out: Path | None = None) -> None:
@@ -139,12 +142,13 @@ def _said(row: Mapping[str, str]) -> _Said | str:
     return _Said(dialogue_id, utterance_id, speaker, utterance, emotion.lower(), sentiment.lower())
 
 
-def _item(split: str, said: _Said, before: Iterable[str]) -> Item:
+def _item(split: str, said: _Said, before: Sequence[str]) -> Item:
     return Item(
         key=f"dia{said.dialogue_id}_utt{said.utterance_id}",
         about={
             "history": "\n".join(before), "speaker": said.speaker, "utterance": said.utterance,
-            "emotion": said.emotion, "sentiment": said.sentiment, "dialogue_id": said.dialogue_id,
-            "utterance_id": said.utterance_id, "group": f"{split}-{said.dialogue_id}",
+            "in_context": in_context(said.utterance, before), "emotion": said.emotion,
+            "sentiment": said.sentiment, "dialogue_id": said.dialogue_id, "utterance_id": said.utterance_id,
+            "group": f"{split}-{said.dialogue_id}",
         },
     )  # fmt: skip

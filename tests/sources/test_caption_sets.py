@@ -189,7 +189,7 @@ def test_the_released_esc10(public_data: Path, tmp_path: Path) -> None:
     assert {about(members)["fold"] for members in read_shards(other, "train").values()} == {2}
     with pytest.raises(ValueError, match=r"cannot test on fold 5: .* has 1, 2"):
         Esc10(test_fold=5, from_file=release, out=tmp_path / "more").prepare()
-    with pytest.raises(ValueError, match="val is 99: it takes from 0 to 7 of the 8 recordings of Dog bark"):
+    with pytest.raises(ValueError, match="val is 99: it takes from 0 to 7 of the 8 recordings of dog bark"):
         Esc10(val=99, from_file=release, out=tmp_path / "more").prepare()
 
 

@@ -41,6 +41,15 @@ def test_settings_follow_as_keys_and_values(tmp_path: Path, capsys: pytest.Captu
     assert found["splits"]["train"]["samples"] == 2
 
 
+def test_a_pickle_file_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_release(tmp_path, {"unaligned_50.pkl": b"x"}) / "unaligned_50.pkl"
+    assert cli.main(["data", "prepare", "mosi", "--from", str(path)]) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{path}: reading a pickle file can run any code, so mmlab does not" in said
+    assert "docs/fusion.md" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -64,6 +64,7 @@ def test_samples(tmp_path: Path) -> None:
     assert about(train["dia0_utt4"]) == {
         "history": "Bob: Who, “me”?\nAnn: Yes.", "speaker": "Bob", "utterance": "No!", "emotion": "anger",
         "sentiment": "negative", "dialogue_id": 0, "utterance_id": 4, "group": "train-0",
+        "in_context": "No!\nAnn: Yes.\nBob: Who, “me”?",
     }  # fmt: skip
     assert about(train["dia0_utt1"])["history"] == "Ann: Hi, you!"
     assert about(train["dia7_utt0"])["history"] == "", "another dialogue"

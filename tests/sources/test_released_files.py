@@ -11,6 +11,7 @@ import pytest
 from releases import write_release
 
 from mmlab.sources.files import open_release
+from mmlab.sources.mosi import Mosi
 
 FILES = {
     "set/train/1.png": b"one",
@@ -116,6 +117,20 @@ def test_no_release(tmp_path: Path) -> None:
         broken = pytest.raises(ValueError, match="is no folder, zip or tar, or it is broken")
         with broken, open_release(tmp_path / name):
             pass
+
+
+@pytest.mark.parametrize("name", ["unaligned_50.pkl", "features.PICKLE", "audio_features.p"])
+def test_a_pickle_file_is_not_loaded(tmp_path: Path, name: str) -> None:
+    """Neither as a release, nor in a folder that lacks what the release has."""
+    write_release(tmp_path, {f"folder/{name}": b"cos\nsystem\n(S'touch loaded'\ntR."})
+    refused = r"reading a pickle file can run any code.*convert it as docs/fusion\.md shows"
+    with pytest.raises(ValueError, match=refused) as caught, open_release(tmp_path / "folder" / name):
+        pass
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf"it lacks transcripts\.csv.*it holds {name}; {refused}"):
+        Mosi(from_file=tmp_path / "folder", out=tmp_path / "out").prepare()
+    with open_release(write_release(tmp_path / "other", {"a.txt": "a"})) as files:
+        assert "pickle" not in files.describe()
 
 
 def test_a_broken_member_of_an_archive(tmp_path: Path) -> None:

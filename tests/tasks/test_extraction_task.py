@@ -234,7 +234,7 @@ def test_a_picture_is_looked_at_through_a_gate() -> None:
     plain.load_state_dict(model.state_dict(), strict=False)
     batch = pictured()
     assert torch.equal(model(batch), plain(batch))  # the gate is closed at the start
-    torch.nn.init.ones_(model.gate)
+    torch.nn.init.ones_(model.look.gate)
     seen = model(batch)
     assert not torch.allclose(seen[:2], plain(batch)[:2])
     # Without a picture a sentence is read as it is, and the other as before.
