@@ -30,6 +30,7 @@ BALANCES: dict[str, Callable[[], Balance]] = {
     "modulation": partial(GradientModulation, 0.5),
     "blend": partial(GradientBlend, every=1),
 }
+PLAIN = Fit()
 WAYS = {
     "ddp": Fit(strategy="ddp"),
     "fsdp2": Fit(strategy="fsdp2"),
@@ -59,14 +60,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(cache: Path) -> Callable[[str], Record]:
-    """The run in one process; made once."""
-    made: dict[str, Record] = {}
+def alone(cache: Path) -> Callable[..., Record]:
+    """`alone(balance, like=way)` is the run in one process; made once."""
+    made: dict[tuple[str, int], Record] = {}
 
-    def of(balance: str) -> Record:
-        if balance not in made:
-            made[balance] = run(cache, cache, fit_of(balance, Fit()))
-        return made[balance]
+    def of(balance: str, *, like: Fit = PLAIN) -> Record:
+        key = (balance, like.accumulate)
+        if key not in made:
+            way = PLAIN._replace(batch=like.batch, accumulate=like.accumulate)
+            made[key] = run(cache, cache, fit_of(balance, way))
+        return made[key]
 
     return of
 
@@ -81,9 +84,9 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("balance", "way"), cases())
 def test_two_ranks_keep_the_balance_of_one(
-    ranks: Any, cache: Path, alone: Callable[[str], Record], tmp_path: Path, balance: str, way: str
+    ranks: Any, cache: Path, alone: Callable[..., Record], tmp_path: Path, balance: str, way: str
 ) -> None:
-    single = alone(balance)
+    single = alone(balance, like=WAYS[way])
     assert any(name.startswith("train/balance/") for name in single.logged)
     for record in ranks(run, cache, tmp_path, fit_of(balance, WAYS[way])):
         assert set(record.logged) == set(single.logged)
@@ -95,7 +98,7 @@ def test_two_ranks_keep_the_balance_of_one(
             torch.testing.assert_close(record.weights[name], weight, rtol=2e-5, atol=2e-5, msg=name)
 
 
-def test_norms_by_part_add_up(alone: Callable[[str], Record]) -> None:
+def test_norms_by_part_add_up(alone: Callable[..., Record]) -> None:
     single = alone("modulation")
     parts = {name: value for name, value in single.logged.items() if name.startswith("train/grad_norm/")}
     assert set(parts) == {f"train/grad_norm/{part}" for part in ("image", "signal", "fusion", "head")}
@@ -105,18 +108,18 @@ def test_norms_by_part_add_up(alone: Callable[[str], Record]) -> None:
 
 @pytest.mark.parametrize("balance", BALANCES)
 def test_a_resumed_run_is_the_uninterrupted_one(
-    cache: Path, alone: Callable[[str], Record], tmp_path: Path, balance: str
+    cache: Path, alone: Callable[..., Record], tmp_path: Path, balance: str
 ) -> None:
     whole, save = alone(balance), tmp_path / "saved.ckpt"
-    run(cache, tmp_path, fit_of(balance, Fit(), save=save, save_at=6))
-    resumed = run(cache, tmp_path, fit_of(balance, Fit(), load=save))
+    run(cache, tmp_path, fit_of(balance, PLAIN, save=save, save_at=6))
+    resumed = run(cache, tmp_path, fit_of(balance, PLAIN, load=save))
     assert resumed.losses == whole.losses[6:]
     for name, weight in whole.weights.items():
         assert torch.equal(resumed.weights[name], weight), name
 
 
 def test_a_run_of_two_ranks_goes_on_where_it_was(
-    ranks: Any, cache: Path, alone: Callable[[str], Record], tmp_path: Path
+    ranks: Any, cache: Path, alone: Callable[..., Record], tmp_path: Path
 ) -> None:
     whole, save = alone("blend"), tmp_path / "saved.ckpt"
     ranks(run, cache, tmp_path, fit_of("blend", WAYS["ddp"], save=save, save_at=6))
