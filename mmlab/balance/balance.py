@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +46,9 @@ class Balance(ABC):
     @abstractmethod
     def unimodal(self, model: FusionClassifier) -> Unimodal:
         """What tells of each modality alone."""
+
+    def check(self, trained: Collection[str]) -> None:  # noqa: B027  (some ask for nothing)
+        """Raise ValueError where nothing would come of it with these parameters of the model trained."""
 
     @abstractmethod
     def start(self) -> None:

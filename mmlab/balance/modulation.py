@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
@@ -87,6 +88,14 @@ class GradientModulation(Balance):
     def unimodal(self, model: FusionClassifier) -> Unimodal:
         """The model itself, with all other modalities missing."""
         return MaskedPasses()
+
+    def check(self, trained: Collection[str]) -> None:
+        """Raise ValueError where no tower is trained: there is no gradient to modulate."""
+        if not any(name.startswith(f"{modality}.") for modality in self.modalities for name in trained):
+            raise ValueError(
+                "balance: GradientModulation holds back towers, but none is trained: train towers "
+                "(adaptation.towers), or leave balance out"
+            )
 
     def start(self) -> None:
         """Forget the scores."""

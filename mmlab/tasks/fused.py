@@ -64,12 +64,15 @@ class FusionTask(BaseTask):
             self.balance.start()
 
     def on_fit_start(self) -> None:
-        """Look whether there is what the balance learns from.
+        """Look whether there is what the balance acts on and learns from.
 
         Raises:
-            ValueError: There is no validation.
+            ValueError: It would do nothing.
         """
         super().on_fit_start()
+        if self.balance is not None:
+            names = [name for name, _ in self.model.named_parameters()]
+            self.balance.check([name for name in names if self.adaptation.trainable(name)])
         if self._validates() and not self.trainer.enable_validation:
             raise ValueError(
                 f"balance: {type(self.balance).__name__} with every set learns from validation losses: "

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from test_sentiment_task import array
 
-from mmlab.adaptation.policy import Policy
+from mmlab.adaptation.policy import MethodName, Policy
 from mmlab.balance.balance import Balance
 from mmlab.balance.blend import GradientBlend
 from mmlab.balance.modulation import GradientModulation
@@ -76,7 +76,7 @@ def make_data(folder: Path, **splits: str) -> ShardData:
     )
 
 
-def make_task(balance: Balance | None) -> SentimentTask:
+def make_task(balance: Balance | None, towers: MethodName = "full") -> SentimentTask:
     torch.manual_seed(0)
     return SentimentTask(
         FusionClassifier(
@@ -87,7 +87,7 @@ def make_task(balance: Balance | None) -> SentimentTask:
         ),
         outcome=Classes(LABELS),
         optimization=Optimization(partial(torch.optim.SGD, lr=0.1)),
-        adaptation=Policy("full"),
+        adaptation=Policy(towers),
         balance=balance,
     )
 
@@ -214,6 +214,8 @@ def test_without_balance_nothing_is_asked(folder: Path, trainer: Callable[..., L
 def test_what_does_not_fit_is_refused(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
     with pytest.raises(ValueError, match="learns from validation losses: validate, or leave every out"):
         trainer(max_epochs=1).fit(make_task(GradientBlend(every=1)), make_data(folder, val=""))
+    with pytest.raises(ValueError, match="holds back towers, but none is trained: train towers"):
+        trainer(max_epochs=1).fit(make_task(GradientModulation(), "frozen"), make_data(folder))
     with pytest.raises(ValueError, match="weights are of fused, text: give one to each of fused, text,"):
         make_task(GradientBlend({"fused": 1.0, "text": 1.0}))
     with pytest.raises(ValueError, match="the model has one tower, text: there is nothing to balance"):
