@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 
 def blend_weights(before: Sequence[Measured], after: Sequence[Measured]) -> list[float] | None:
-    """The weight of each branch: w_k = G_k / O_k^2, over their sum (arXiv:1905.12681, section 3.3).
+    """The weight of each branch: w_k = G_k / O_k^2, over their sum (arXiv:1905.12681, algorithm 1).
 
     G is the generalisation that was gained, the fall of the validation loss, and O the growth of overfitting,
     that of the gap between validation and training loss (section 3.1). A branch whose validation loss has

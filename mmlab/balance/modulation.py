@@ -23,11 +23,11 @@ def discrepancy_ratios(
 ) -> Float[Tensor, " modalities"]:
     """How far each modality is ahead: its mean score over the mean of those of the others.
 
-    For two modalities that all samples have it is equation 7. It is 1 where a modality has no sample, or all
-    others have none.
+    For two modalities that all samples have it is the discrepancy ratio of section 3.2. It is 1 where a
+    modality has no sample, or all others have none.
 
     Args:
-        score: Sum over the samples that have the modality of the probability of the right class (equation 6).
+        score: Sum over the samples that have the modality of the probability of the right class.
         count: Number of these samples.
     """
     there = (count > 0).to(score)
@@ -40,7 +40,7 @@ def discrepancy_ratios(
 def modulation_coefficients(
     ratio: Float[Tensor, " modalities"], *, alpha: float
 ) -> Float[Tensor, " modalities"]:
-    """Equation 10: 1 - tanh(alpha ratio) where a modality is ahead (ratio > 1), 1 elsewhere."""
+    """Equation 10 by the program: 1 - tanh(alpha ratio) where a modality is ahead (ratio > 1), 1 elsewhere."""
     return torch.where(ratio > 1, 1 - torch.tanh(alpha * ratio), 1.0)
 
 

@@ -33,6 +33,7 @@ from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.models.heads import ClassificationHead
 from mmlab.optim import Optimization
+from mmlab.parallel.activations import activation_bytes
 from mmlab.tasks.outcome import Classes
 from mmlab.tasks.sentiment import SentimentTask
 
@@ -201,6 +202,21 @@ def test_losses_are_blended_by_how_each_generalises(folder: Path, trainer: Calla
             found.append(max(gained, 0) / max(abs(grown), 1e-3) ** 2)
         assert kept.weights[number] == pytest.approx([w / sum(found) for w in found], rel=0.01)
     assert kept.weights[1] != pytest.approx([1 / 3] * 3, rel=0.05)
+
+
+@pytest.mark.parametrize("balance", [GradientModulation(), GradientBlend(every=1)])
+def test_a_step_that_is_only_measured_leaves_nothing_behind(
+    folder: Path, trainer: Callable[..., L.Trainer], balance: Balance
+) -> None:
+    task, data = make_task(balance), make_data(folder)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    # As the command line does on several devices: on fake tensors, which must not stay.
+    assert activation_bytes(task, batch).held() > 0
+    fit = trainer(max_epochs=2, log_every_n_steps=1)
+    fit.fit(task, make_data(folder))
+    assert any(name.startswith("train/balance/") for name in fit.callback_metrics)
 
 
 def test_without_balance_nothing_is_asked(folder: Path, trainer: Callable[..., L.Trainer]) -> None:
