@@ -40,7 +40,7 @@ def discrepancy_ratios(
 def modulation_coefficients(
     ratio: Float[Tensor, " modalities"], *, alpha: float
 ) -> Float[Tensor, " modalities"]:
-    """Equation 10 by the program: 1 - tanh(alpha ratio) where a modality is ahead (ratio > 1), 1 elsewhere."""
+    """Equation 10 by the program: 1 - tanh(alpha ratio) where a modality is ahead (ratio > 1), else 1."""
     return torch.where(ratio > 1, 1 - torch.tanh(alpha * ratio), 1.0)
 
 
