@@ -34,10 +34,11 @@ ROOMS = {
     "parallel": {
         "batch", "collectives", "models.encoders.encoder", "models.network", "models.blocks", "tasks.base",
     },
+    "balance": {"batch", "collectives", "models.*", "objectives.*"},
     "optim": set(),
     "tasks": {
         "batch", "collectives", "models.*", "objectives.*", "metrics.*",
-        "adaptation.*", "parallel.*", "optim", "assets.*",
+        "adaptation.*", "parallel.*", "balance.*", "optim", "assets.*",
     },
     "callbacks": {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
@@ -277,7 +278,7 @@ def test_no_signature_is_longer_than_eight() -> None:
     assert not offences, "\n".join(offences)
 
 
-SHARED = {"tasks.base", "tasks.generative", "tasks.outcome"}
+SHARED = {"tasks.base", "tasks.fused", "tasks.generative", "tasks.outcome"}
 """What several leaves are made of."""
 LEAVES = [m for m in MODULES if m.name.startswith("tasks.") and m.name not in SHARED]
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mmlab.batch import Batch, Modality
+from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.fusion.fusion import Fusion
 from mmlab.models.fusion.missing import Substitution, leave_out
 from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.heads import ClassificationHead
+from mmlab.models.unimodal import Alone, Unimodal
 
 
 class Classified(NamedTuple):
@@ -23,10 +25,15 @@ class Classified(NamedTuple):
     """See :attr:`mmlab.batch.Batch.valid`; logits of other samples say nothing."""
     place: Int64[Tensor, " samples"]
     """See :attr:`mmlab.batch.Batch.place`."""
+    alone: Alone | None = None
+    """What each modality says alone, where :attr:`FusionClassifier.unimodal` is asked."""
 
 
 class FusionClassifier(nn.Module):
     """One tower per modality, a fusion of what they give, and a head over classes."""
+
+    unimodal: Unimodal | None
+    """Tells what each modality says alone; set by what keeps them in balance, before training."""
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class FusionClassifier(nn.Module):
         self.signal = signal
         self.fusion = fusion
         self.head = head
+        self.unimodal = None
         dims = {modality.value: tower.dim for modality, tower in self.towers()}
         for modality, tower in self.towers():
             if tower.encoder.modality != modality:
@@ -110,8 +118,16 @@ class FusionClassifier(nn.Module):
                     f"add it there, or remove the tower `{modality}`"
                 )
             encoded[modality] = tower(inputs)
+        kept = encoded
         if self.training and self.modality_dropout > 0:
-            encoded = leave_out(encoded, self.modality_dropout)
+            kept = leave_out(encoded, self.modality_dropout)
         if self.missing is not None:
-            encoded = self.missing(encoded)
-        return Classified(self.head(self.fusion(encoded)), batch.valid, batch.place)
+            self.missing.count(kept)
+        logits = self.classify(kept)
+        alone = None if self.unimodal is None else self.unimodal(encoded, self.classify)
+        return Classified(logits, batch.valid, batch.place, alone)
+
+    def classify(self, encoded: Mapping[Modality, Encoded]) -> Float[Tensor, "samples classes"]:
+        """Logits of what the towers gave, whatever is missing of it."""
+        logits: Tensor = self.head(self.fusion(encoded if self.missing is None else self.missing(encoded)))
+        return logits

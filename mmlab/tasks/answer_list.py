@@ -14,13 +14,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
+from mmlab.balance.balance import Balance, Criterion
 from mmlab.batch import Batch
 from mmlab.metrics.text import Answered, AnswerScores, TextMetrics, TextScore, normal_answer
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.objectives.classification import SoftCrossEntropy
-from mmlab.objectives.loss import Loss
 from mmlab.optim import Optimization
-from mmlab.tasks.base import BaseTask
+from mmlab.tasks.fused import FusionTask
 from mmlab.tasks.generative import Answer, beside
 
 
@@ -128,7 +128,7 @@ def _checked(scores: list[TextScore]) -> list[TextScore]:
     return scores
 
 
-class AnswerListTask(BaseTask):
+class AnswerListTask(FusionTask):
     """Trains a classifier over a list of answers, and compares what it chooses with the right ones.
 
     It learns from the references of the training samples (`data.loading.references`). A sample whose
@@ -142,13 +142,14 @@ class AnswerListTask(BaseTask):
         scores: What answers are measured by; None: exact match and token F1 over words (SQuAD). The first
             also says which texts are one answer.
         objective: The loss.
+        balance: Keeps one modality from being learned at the expense of the others; None: nothing does.
 
     Raises:
         ValueError: The answers are none, or not as many as the classes; see :class:`AnswerList`. A score of
-            what a classifier does not say.
+            what a classifier does not say; a balance that does not go with the model.
     """
 
-    model: FusionClassifier
+    learned = "answer"
 
     def __init__(
         self,
@@ -159,22 +160,22 @@ class AnswerListTask(BaseTask):
         adaptation: Policy,
         scores: list[TextScore] | None = None,
         objective: SoftCrossEntropy | None = None,
+        balance: Balance | None = None,
     ) -> None:
-        super().__init__(model, optimization=optimization, adaptation=adaptation)
+        super().__init__(model, optimization=optimization, adaptation=adaptation, balance=balance)
         self.scores = _checked([AnswerScores()] if scores is None else scores)
         self.answers = AnswerList(answers, normal=self.scores[0].normal if self.scores else normal_answer)
         self.objective = SoftCrossEntropy() if objective is None else objective
         if (found := model.head.classes) != (wanted := len(self.answers)):
             raise ValueError(f"the head has {found} classes for {wanted} answers: set classes to {wanted}")
 
-    def losses(self, batch: Batch) -> dict[str, Loss]:
+    def criterion(self, batch: Batch) -> Criterion:
         """Cross-entropy towards the answers of each sample."""
         if not batch.references:
             raise ValueError("no answers to learn from: set data.loading.references (`[json.answers]`)")
-        said = self(batch)
-        target = self.answers.targets(batch.references, device=said.logits.device)
-        target = target.masked_fill(~said.valid[:, None], 0)
-        return {"answer": self.objective(said.logits, target, said.place)}
+        target = self.answers.targets(batch.references, device=batch.valid.device)
+        target = target.masked_fill(~batch.valid[:, None], 0)
+        return lambda logits, counts: self.objective(logits, target * counts[:, None], batch.place)
 
     def make_metrics(self) -> Metric:
         """The scores of this task, and how many samples the list can answer."""

@@ -6,17 +6,17 @@ import torch
 from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
+from mmlab.balance.balance import Balance, Criterion
 from mmlab.batch import Batch
 from mmlab.metrics.text import TextMetrics, TextScore
 from mmlab.models.fusion_classifier import FusionClassifier
-from mmlab.objectives.loss import Loss
 from mmlab.optim import Optimization
-from mmlab.tasks.base import BaseTask
+from mmlab.tasks.fused import FusionTask
 from mmlab.tasks.generative import Answer, beside
-from mmlab.tasks.outcome import Labelled, Outcome
+from mmlab.tasks.outcome import Labelled, Outcome, Wanted
 
 
-class SentimentTask(BaseTask):
+class SentimentTask(FusionTask):
     """Tells a class, a rank or a number of each sample, from whatever modalities it has.
 
     Labels are the first of each sample's references (`data.loading.references: [json.emotion]`).
@@ -27,12 +27,13 @@ class SentimentTask(BaseTask):
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
         scores: What it is measured by; None: what is usual for the outcome.
+        balance: Keeps one modality from being learned at the expense of the others; None: nothing does.
 
     Raises:
-        ValueError: The head gives more or fewer numbers.
+        ValueError: The head gives more or fewer numbers, or the balance does not go with the model.
     """
 
-    model: FusionClassifier
+    learned = "sentiment"
 
     def __init__(
         self,
@@ -42,8 +43,9 @@ class SentimentTask(BaseTask):
         optimization: Optimization,
         adaptation: Policy,
         scores: list[TextScore] | None = None,
+        balance: Balance | None = None,
     ) -> None:
-        super().__init__(model, optimization=optimization, adaptation=adaptation)
+        super().__init__(model, optimization=optimization, adaptation=adaptation, balance=balance)
         self.outcome = outcome
         self.scores = outcome.usual_scores() if scores is None else scores
         if (found := model.head.classes) != (wanted := outcome.size):
@@ -51,12 +53,12 @@ class SentimentTask(BaseTask):
                 f"the head has {found} classes, the outcome needs {wanted}: set classes to {wanted}"
             )
 
-    def losses(self, batch: Batch) -> dict[str, Loss]:
+    def criterion(self, batch: Batch) -> Criterion:
         """The loss of the outcome."""
         if not batch.references:
             raise ValueError("no labels to learn from: set data.loading.references (`[json.emotion]`)")
-        said = self(batch)
-        return {"sentiment": self.outcome.loss(said.logits, self.outcome.wanted(batch), said.place)}
+        value, known = self.outcome.wanted(batch)
+        return lambda logits, counts: self.outcome.loss(logits, Wanted(value, known & counts), batch.place)
 
     def make_metrics(self) -> Metric:
         """The scores, and how many samples have a label."""

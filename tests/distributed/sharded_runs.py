@@ -19,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from mmlab import collectives
 from mmlab.adaptation.method import Method
 from mmlab.adaptation.policy import MethodName, Policy
+from mmlab.balance.balance import Balance
 from mmlab.batch import Batch
+from mmlab.callbacks.gradient_norms import GradientNorms
 from mmlab.data.image import ImageReader
 from mmlab.data.module import ShardData
 from mmlab.data.plan import Loading
@@ -81,7 +83,9 @@ def retrieval(
     )
 
 
-def classifying(towers: MethodName | dict[str, MethodName | Method] = "full") -> AnswerListTask:
+def classifying(
+    towers: MethodName | dict[str, MethodName | Method] = "full", *, balance: Balance | None = None
+) -> AnswerListTask:
     """What shape do pictures and movements show? Stars are not in the list."""
     torch.manual_seed(0)
     return AnswerListTask(
@@ -94,6 +98,7 @@ def classifying(towers: MethodName | dict[str, MethodName | Method] = "full") ->
         answers=["triangle", "square", "pentagon", "circle"],
         optimization=SGD,
         adaptation=Policy(towers),
+        balance=balance,
     )
 
 
@@ -152,6 +157,8 @@ class Fit(NamedTuple):
     save_at: int = 0
     load: Path | None = None
     data: Callable[[int], ShardData] = make_data
+    validate_every: int | None = None
+    """Batches between validations; None: there is one at the end."""
 
 
 class Record(NamedTuple):
@@ -169,6 +176,8 @@ class Record(NamedTuple):
     """Whether DDP takes the graph as the same in each step."""
     batches: list[Batch]
     """What it was trained on; kept in one process only."""
+    logged: dict[str, float]
+    """What was logged last."""
 
 
 class Recorder(Callback):
@@ -213,9 +222,10 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
         trainer = L.Trainer(
             accelerator="cpu", devices=ranks, max_steps=fit.steps, accumulate_grad_batches=fit.accumulate,
             gradient_clip_val=fit.clip, precision=fit.precision, logger=False, check_val_every_n_epoch=None,
-            val_check_interval=fit.steps * fit.accumulate, enable_checkpointing=False, num_sanity_val_steps=0,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
-            callbacks=[recorder], **settings,
+            val_check_interval=fit.validate_every or fit.steps * fit.accumulate, enable_checkpointing=False,
+            num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=root, log_every_n_steps=fit.steps, callbacks=[recorder, GradientNorms()],
+            **settings,
         )  # fmt: skip
         task = fit.task()
         task.execution = fit.execution
@@ -228,6 +238,7 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
         return Record(
             recorder.losses, whole_weights(task), task.results, sharded, recorder.norms,
             recorder.static_graph, recorder.batches,
+            {name: float(value) for name, value in trainer.callback_metrics.items()},
         )  # fmt: skip
     finally:
         os.environ.clear()

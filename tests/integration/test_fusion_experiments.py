@@ -51,6 +51,16 @@ CASES = [
         "utterance_id",
         ("--trainer.max_epochs", "2"),
     ),
+    *(
+        Case(
+            "sentiment/mosi",
+            "accuracy",
+            ("robustness.json",),
+            "utterance_id",
+            ("--config", str(EXPERIMENTS / "_base" / f"{overlay}.yaml"), "--trainer.max_epochs", "3"),
+        )
+        for overlay in ("ogm_ge", "gradient_blend")
+    ),
     Case("extraction/wnut17", "f1", ("report-test.txt",), "key", ("--trainer.max_epochs", "1")),
 ]  # fmt: skip
 

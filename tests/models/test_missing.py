@@ -76,7 +76,8 @@ def test_a_mean_is_that_of_what_the_steps_before_have_seen() -> None:
     first, second = encoded(0), encoded(1)
     assert (fill.eval()(first)[TEXT].tokens[3, 0] == 0).all()  # nothing was seen
     fill.train()
-    fill(first)
+    fill.count(first)
+    fill.count(second)
     assert (fill(second)[TEXT].tokens[3, 0] == 0).all()  # within a step the mean stays
     fill.after_step()
     seen = torch.cat([e[TEXT].tokens[e[TEXT].mask] for e in (first, second)]).detach()
@@ -88,7 +89,7 @@ def test_a_mean_is_that_of_what_the_steps_before_have_seen() -> None:
 def gathered_mean(_: Any = None) -> list[float]:
     rank = torch.distributed.get_rank()
     fill = Substitution(DIMS, kind="mean")
-    fill(encoded(rank))
+    fill.count(encoded(rank))
     fill.after_step()
     return fill.eval()(encoded())[SIGNAL].tokens[1, 0].tolist()
 

@@ -75,7 +75,7 @@ class Substitution(nn.Module, FollowsSteps):
                 self.register_buffer(f"{name}_new", new, persistent=False)
 
     def forward(self, encoded: Mapping[Modality, Encoded]) -> dict[Modality, Encoded]:
-        """Fill every gap; in training what is there is counted for the mean of later steps."""
+        """Fill every gap."""
         found = {}
         for modality, (tokens, mask) in encoded.items():
             gap = ~mask.any(dim=1, keepdim=True)
@@ -83,9 +83,17 @@ class Substitution(nn.Module, FollowsSteps):
             first[:, :1] = gap
             token = self._token(modality, tokens)
             found[modality] = Encoded(torch.where(first[:, :, None], token, tokens), mask | first)
-            if self.kind == "mean" and self.training:
-                self._count(modality, tokens, mask)
         return found
+
+    @torch.no_grad()
+    def count(self, encoded: Mapping[Modality, Encoded]) -> None:
+        """In training, keep what is there for the mean of later steps; once for each sample of a step."""
+        if self.kind != "mean" or not self.training:
+            return
+        for modality, (tokens, mask) in encoded.items():
+            own = tokens.double().masked_fill(~mask[:, :, None], 0).sum(dim=(0, 1))
+            new: Tensor = getattr(self, f"{modality.value}_new")
+            new += torch.cat([own, mask.sum()[None].double()])
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -104,9 +112,3 @@ class Substitution(nn.Module, FollowsSteps):
             return tokens.new_zeros(tokens.shape[2])
         total: Tensor = getattr(self, f"{modality.value}_sum")
         return (total[:-1] / total[-1].clamp(min=1)).to(tokens)
-
-    @torch.no_grad()
-    def _count(self, modality: Modality, tokens: Tensor, mask: Tensor) -> None:
-        own = tokens.double().masked_fill(~mask[:, :, None], 0).sum(dim=(0, 1))
-        new: Tensor = getattr(self, f"{modality.value}_new")
-        new += torch.cat([own, mask.sum()[None].double()])

@@ -1,0 +1,1 @@
+"""What keeps one modality from being learned at the expense of the others."""
