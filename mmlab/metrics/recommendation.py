@@ -242,8 +242,8 @@ def recommendation_scores(users: Sequence[Told], offered: Catalogue) -> dict[str
         interval = bootstrap_interval([Scores(columns[name], torch.arange(len(users)))], seed=0)
         found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     for k in DEPTHS:
-        listed = lists.best[:, :k].unique()
-        found[f"coverage{k}"] = int((listed != NOBODY).sum()) / len(offered.number)
+        listed = set(lists.best[:, :k].flatten().tolist()) - {NOBODY}
+        found[f"coverage{k}"] = len(listed) / len(offered.number)
     return found | {"users": float(len(users))}
 
 

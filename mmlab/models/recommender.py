@@ -88,7 +88,8 @@ class Users(nn.Module):
         if self.items is not None:
             _check(history, self.items.num_embeddings, "items")
             parts.append(self._read(_latest(history, self.max_history)))
-        return self.dropout(torch.stack(parts).sum(dim=0))
+        vector: Tensor = self.dropout(torch.stack(parts).sum(dim=0))
+        return vector
 
     def _read(self, history: Int64[Tensor, "samples steps"]) -> Float[Tensor, "samples dim"]:
         assert self.items is not None
@@ -100,13 +101,14 @@ class Users(nn.Module):
         tokens = self.dropout(tokens.masked_fill(~there[:, :, None], 0))
         summary = self.summary.expand(len(tokens), 1, -1)
         if len(self.layers) == 0:
-            mean = tokens.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
+            mean: Tensor = tokens.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
             return mean + self.summary
         tokens = torch.cat([summary, tokens], dim=1)
         mask = F.pad(there, (1, 0), value=True)[:, None, None, :]
         for layer in self.layers:
             tokens = layer(tokens, mask)
-        return tokens[:, 0]
+        first: Tensor = tokens[:, 0]
+        return first
 
 
 class Remembered:

@@ -125,7 +125,10 @@ def _interactions(files: ReleasedFiles, name: str) -> dict[str, list[Interaction
 def _features(files: ReleasedFiles, name: str) -> Shaped[np.ndarray, "items dim"]:
     """A table of numbers."""
     with files.naming(name):
-        table = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
+        try:
+            table: np.ndarray = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
+        except EOFError as error:
+            raise ValueError("an empty file") from error
         if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
             raise ValueError(
                 f"an array of {table.dtype} and shape {table.shape} instead of [items, features]"

@@ -113,14 +113,13 @@ def _rows(files: ReleasedFiles, name: str, columns: int) -> Iterator[tuple[int, 
     """The rows of a table with the number of their line: CSV with a heading, or cells parted by `::`."""
     if name.endswith(".dat"):
         # In Latin-1, as the releases up to 10M are.
-        text = files.read(name).decode("latin-1")
-        table = (line.split("::") for line in text.splitlines())
-        start = 1
+        lines = files.read(name).decode("latin-1").splitlines()
+        table = [line.split("::") for line in lines]
+        heading = 0
     else:
-        table = iter(csv.reader(io.StringIO(files.text(name), newline="")))
-        next(table, None)
-        start = 2
-    for place, row in enumerate(table, start=start):
+        table = list(csv.reader(io.StringIO(files.text(name), newline="")))
+        heading = 1
+    for place, row in enumerate(table[heading:], start=1 + heading):
         with files.naming(name, place):
             if len(row) != columns:
                 raise ValueError(f"{len(row)} columns instead of {columns}")

@@ -174,14 +174,16 @@ class GraphLayer(nn.Module):
         key: Float[Tensor, "samples nodes dim"],
         relation: Float[Tensor, "nodes nodes dim"],
     ) -> Float[Tensor, "samples heads nodes nodes"]:
-        heads = (self.num_heads, -1)
         if self.score is not None:
             pair = F.leaky_relu(query[:, :, None] + key[:, None] + relation, 0.2)
-            return torch.einsum("bijhd,hd->bhij", pair.unflatten(3, heads), self.score)
-        query = query.unflatten(2, heads)
-        score = torch.einsum("bihd,bjhd->bhij", query, key.unflatten(2, heads))
-        score = score + torch.einsum("bihd,ijhd->bhij", query, relation.unflatten(2, heads))
+            return torch.einsum("bijhd,hd->bhij", self._by_head(pair), self.score)
+        query, key, relation = (self._by_head(part) for part in (query, key, relation))
+        score = torch.einsum("bihd,bjhd->bhij", query, key)
+        score = score + torch.einsum("bihd,ijhd->bhij", query, relation)
         return score / math.sqrt(query.shape[3])
+
+    def _by_head(self, nodes: Float[Tensor, "... dim"]) -> Float[Tensor, "... heads head_dim"]:
+        return nodes.reshape(*nodes.shape[:-1], self.num_heads, -1)
 
 
 def place_of(
