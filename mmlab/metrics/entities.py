@@ -135,7 +135,7 @@ class EntityScores(TextScore):
             [[len(told & known), len(told), len(known)] for told, known in _pairs(answers)],
             dtype=torch.float64,
         )
-        low, high = _interval(counts, answers)
+        low, high = f1_interval(counts, answers)
         return {
             "f1": found.micro.f1, "f1_low": low, "f1_high": high, "precision": found.micro.precision,
             "recall": found.micro.recall, "macro_f1": found.macro.f1, "weighted_f1": found.weighted.f1,
@@ -147,7 +147,7 @@ class EntityScores(TextScore):
         return text
 
 
-def _interval(counts: torch.Tensor, answers: Sequence[Answered]) -> tuple[float, float]:
+def f1_interval(counts: torch.Tensor, answers: Sequence[Answered]) -> tuple[float, float]:
     """95 % of the F1 of as many groups of sentences, drawn with replacement."""
     member = groups(answers)
     sums = torch.zeros(int(member.max()) + 1, 3, dtype=torch.float64).index_add_(0, member, counts)
