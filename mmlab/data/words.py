@@ -137,7 +137,7 @@ class WordReader(Reader):
                 used = 0
             rows[-1].append(ids)
             used += len(ids)
-        places = self.places(members, len(words)).split([len(row) for row in rows])
+        places = torch.split(self.places(members, len(words)), [len(row) for row in rows])
         return tuple(self._row(row, place) for row, place in zip(rows, places, strict=True))
 
     def _row(

@@ -101,8 +101,8 @@ class WordTagger(nn.Module):
         encoded = encoded._replace(tokens=self.project(encoded.tokens))
         owner = text.owner.clamp(min=0)
         if self.grid is None:
-            seen = never_empty(encoded)
-            looked = self.look(tokens, seen.mask[owner][:, None, None, :], context=seen.tokens[owner])
+            shown = never_empty(encoded)
+            looked = self.look(tokens, shown.mask[owner][:, None, None, :], context=shown.tokens[owner])
             added = looked - tokens
         else:
             if text.box is None:
@@ -112,7 +112,8 @@ class WordTagger(nn.Module):
                 )
             added = regions(page(encoded, self.grid)[owner], text.box)
         there = encoded.mask.any(dim=1)[owner] & (text.owner != NOBODY)
-        return tokens + (torch.tanh(self.gate) * added).masked_fill(~there[:, None, None], 0)
+        seen: Tensor = (torch.tanh(self.gate) * added).masked_fill(~there[:, None, None], 0)
+        return tokens + seen
 
 
 def page(encoded: Encoded, grid: tuple[int, int]) -> Float[Tensor, "samples height width dim"]:
@@ -133,7 +134,7 @@ def page(encoded: Encoded, grid: tuple[int, int]) -> Float[Tensor, "samples heig
     tokens = tokens.masked_fill(~mask[:, :, None], 0)
     if tokens.shape[1] != wanted:  # nobody has a picture
         tokens = tokens[:, :1].expand(-1, wanted, -1)
-    return tokens.unflatten(1, grid)
+    return tokens.reshape(len(tokens), *grid, -1)
 
 
 def by_sample(logits: Float[Tensor, "words tags"], text: Input) -> Encoded:
