@@ -249,8 +249,9 @@ def test_parts_that_do_not_fit() -> None:
         looking()(pages(side=5))
 
 
-def test_what_is_told_is_json_beside_the_right_fields() -> None:
-    task, batch = make_task(looking()).eval(), pages()
+@pytest.mark.parametrize("crf", [False, True])
+def test_what_is_told_is_json_beside_the_right_fields(crf: bool) -> None:
+    task, batch = make_task(looking(), crf=crf).eval(), pages()
     nn.init.zeros_(task.model.head.weight)
     with torch.no_grad():
         task.model.head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 5.0]))
