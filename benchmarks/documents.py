@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from variants import heading, metrics, minutes, options, spread, train
 
 from mmlab.data.shards import ShardSet
@@ -53,9 +54,9 @@ def reachable(folder: Path) -> dict[str, float]:
     for shard, count in enumerate(shards.counts):
         for number in range(int(count)):
             about = json.loads(shards.read(shard, number).members["json"])
-            told = field_values(
-                about["words"], about["tags"], [1.0] * len(about["tags"]), glued=about["glued"]
-            )
+            names = sorted(set(about["tags"]))
+            right = torch.tensor([[float(name == tag) for name in names] for tag in about["tags"]])
+            told = field_values(about["words"], about["tags"], right, names, glued=about["glued"])
             answers.append(Answered(len(answers), as_text(told), (as_text(about["fields"]),), about["group"]))
     return FieldScores()(answers)
 

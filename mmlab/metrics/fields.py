@@ -7,31 +7,59 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from mmlab.metrics.entities import f1_interval, score_of, spans
+from mmlab.metrics.entities import OUTSIDE, f1_interval, score_of, spans
 from mmlab.metrics.text import Answered, TextScore
 
 
 def field_values(
-    words: Sequence[str], tags: Sequence[str], sureness: Sequence[float], *, glued: Collection[int] = ()
+    words: Sequence[str],
+    tags: Sequence[str],
+    probability: Float[Tensor, "words names"],
+    names: Sequence[str],
+    *,
+    glued: Collection[int] = (),
+    least: float = 1.0,
 ) -> dict[str, str]:
-    """The value of each field that tags mark among words.
+    """The value of each field that tags mark among words, or come near to marking.
 
-    Of several spans of a field it is the one whose words are surest in sum, the first of equals. Its words
-    are joined as they are printed: by a space, but where none stands before a word.
+    Of several spans of a field it is the one whose words are surest in sum, the first of equals. A field that
+    no span marks has the word that is likeliest to begin it, and the words behind it that may go on with it,
+    each with the probability `least` or more: a number that stands four times on a receipt is hardly ever
+    more likely to be its total than not. Words are joined as they are printed: by a space, but where none
+    stands before a word.
 
     Args:
         words: As many as tags.
         tags: By BIO, BIOES or BILOU; the type is the field.
-        sureness: Probability of the tag of each word.
+        probability: Of each tag in `names`.
+        names: All tags, those told too.
         glued: Numbers of words before which no space stands.
+        least: Above 0; 1 tells marked fields only, but for words that are certain.
     """
+    number = {name: column for column, name in enumerate(names)}
     best: dict[str, tuple[float, int, int]] = {}
-    for name, start, stop in sorted(spans(tags), key=lambda span: span.start):
-        sure = sum(sureness[start:stop])
-        if name not in best or sure > best[name][0]:
-            best[name] = (sure, start, stop)
-    return {name: _printed(words, start, stop, glued) for name, (_, start, stop) in sorted(best.items())}
+    for field, start, stop in sorted(spans(tags), key=lambda span: span.start):
+        sure = sum(float(probability[n, number[tags[n]]]) for n in range(start, stop))
+        if field not in best or sure > best[field][0]:
+            best[field] = (sure, start, stop)
+    for field in {name[2:] for name in names if name != OUTSIDE} - best.keys():
+        begins = _likely(probability, names, field, "BSU")
+        if len(words) > 0 and float(begins.max()) >= least:
+            start = int(begins.argmax())
+            goes_on = _likely(probability, names, field, "IEL")[start + 1 :] >= least
+            best[field] = (0.0, start, start + 1 + int(goes_on.long().cumprod(dim=0).sum()))
+    return {field: _printed(words, start, stop, glued) for field, (_, start, stop) in sorted(best.items())}
+
+
+def _likely(
+    probability: Float[Tensor, "words names"], names: Sequence[str], field: str, letters: str
+) -> Float[Tensor, " words"]:
+    """Probability that a word is of a field, by one of these letters."""
+    columns = [n for n, name in enumerate(names) if name[2:] == field and name[0] in letters]
+    return probability[:, columns].sum(dim=1)
 
 
 def _printed(words: Sequence[str], start: int, stop: int, glued: Collection[int]) -> str:

@@ -42,9 +42,11 @@ class KeyFieldTask(TaggingTask):
         adaptation: Which parameters are trained.
         crf: Learn what may follow what (:class:`~mmlab.models.crf.TagField`), and decode whole documents.
         scores: What it is measured by; None: precision, recall and F1 of fields.
+        least: A field that no tags mark is told all the same by the word likeliest to begin it, if that has
+            this probability (see :func:`~mmlab.metrics.fields.field_values`); 1 tells marked ones.
 
     Raises:
-        ValueError: A tag is none or there twice, or the model gives more or fewer.
+        ValueError: A tag is none or there twice, the model gives more or fewer, or `least` is no probability.
     """
 
     def __init__(
@@ -56,9 +58,13 @@ class KeyFieldTask(TaggingTask):
         adaptation: Policy,
         crf: bool = False,
         scores: list[TextScore] | None = None,
+        least: float = 0.05,
     ) -> None:
         super().__init__(model, tags=tags, optimization=optimization, adaptation=adaptation, crf=crf)
+        if not 0 < least <= 1:
+            raise ValueError(f"least={least} is a probability: above 0, up to 1")
         self.scores = [FieldScores()] if scores is None else scores
+        self.least = least
 
     def make_metrics(self) -> Metric:
         """The scores of this task."""
@@ -78,20 +84,20 @@ class KeyFieldTask(TaggingTask):
     def predict(self, batch: Batch) -> list[Answer]:
         """The fields of each valid sample, as JSON."""
         return [
-            Answer(one.sample, batch.keys[one.sample], one.place, as_text(_fields(batch, one)))
+            Answer(one.sample, batch.keys[one.sample], one.place, as_text(self._fields(batch, one)))
             for one in self.tell(batch)
         ]
 
-
-def _fields(batch: Batch, told: Tagged) -> dict[str, str]:
-    """The string of each field that the tags mark."""
-    document = read_document(batch, told.sample)
-    if len(document.words) != len(told.tags):
-        raise ValueError(
-            f"sample {batch.keys[told.sample]!r} has {len(told.tags)} words, its note {len(document.words)}: "
-            "data.text.field and the words of data.loading.note must be the same"
-        )
-    return field_values(document.words, told.tags, told.sureness, glued=document.glued)
+    def _fields(self, batch: Batch, told: Tagged) -> dict[str, str]:
+        """The string of each field."""
+        words, glued, _ = read_document(batch, told.sample)
+        if len(words) != len(told.tags):
+            raise ValueError(
+                f"sample {batch.keys[told.sample]!r} has {len(told.tags)} words, its note {len(words)}: "
+                "data.text.field and the words of data.loading.note must be the same"
+            )
+        names = list(self.tags)
+        return field_values(words, told.tags, told.probability, names, glued=glued, least=self.least)
 
 
 def read_document(batch: Batch, sample: int) -> Document:

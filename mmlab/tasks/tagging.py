@@ -29,8 +29,8 @@ class Tagged(NamedTuple):
     """See :attr:`mmlab.batch.Batch.place`."""
     tags: list[str]
     """One for each word."""
-    sureness: list[float]
-    """Probability of each tag, by the word's own logits."""
+    probability: Float[Tensor, "words tags"]
+    """Of every tag there is, by the word's own logits; on the CPU."""
 
 
 class TaggingTask(BaseTask):
@@ -87,7 +87,7 @@ class TaggingTask(BaseTask):
         """The tags of each valid sample."""
         emission, there = self._emission(batch)
         told = emission.argmax(dim=2) if self.field is None else self.field(emission, there)
-        sure = _sureness(emission, told)
+        probability = emission.softmax(dim=2).cpu()
         place, valid, count = (x.tolist() for x in (batch.place, batch.valid, there.sum(dim=1)))
         names = list(self.tags)
         return [
@@ -95,18 +95,11 @@ class TaggingTask(BaseTask):
                 number,
                 place[number],
                 [names[tag] for tag in told[number, : count[number]].tolist()],
-                sure[number, : count[number]].tolist(),
+                probability[number, : count[number]],
             )
             for number in range(len(batch))
             if valid[number]
         ]
-
-
-def _sureness(
-    emission: Float[Tensor, "samples words tags"], told: Int64[Tensor, "samples words"]
-) -> Float[Tensor, "samples words"]:
-    """Probability of each tag that was told."""
-    return emission.softmax(dim=2).gather(2, told[:, :, None])[:, :, 0]
 
 
 def _numbered(tags: Sequence[str], *, given: int) -> dict[str, int]:

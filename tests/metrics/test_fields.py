@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
+from torch import Tensor
 
 from mmlab.metrics.fields import FieldScores, as_text, field_values
 from mmlab.metrics.text import Answered
@@ -14,22 +16,59 @@ NAMES = ("company", "date", "total")
 Fields = dict[str, str]
 
 
+def sure(tags: list[str], values: list[float]) -> tuple[Tensor, list[str]]:
+    """Probability of each tag: a value for the one told, the rest for O."""
+    names = ["O", *sorted(set(tags) - {"O"})]
+    found = torch.zeros(len(tags), len(names))
+    for row, (tag, value) in enumerate(zip(tags, values, strict=True)):
+        found[row, 0] = 1 - value
+        found[row, names.index(tag)] = value
+    return found, names
+
+
 def test_words_become_a_string_as_they_are_printed() -> None:
     words = ["NO", ".", "5", ",", "JALAN", "X", "RM", "9.50"]
     tags = ["B-address", *["I-address"] * 5, "O", "B-total"]
-    found = field_values(words, tags, [1.0] * 8, glued=(1, 3, 7))
+    found = field_values(words, tags, *sure(tags, [1.0] * 8), glued=(1, 3, 7))
     assert found == {"address": "NO. 5, JALAN X", "total": "9.50"}
-    assert field_values(words, ["O"] * 8, [1.0] * 8) == {}
-    assert field_values([], [], []) == {}
+    assert field_values(words, ["O"] * 8, *sure(tags, [0.9] * 8)) == {}
+    assert field_values([], [], torch.zeros(0, 2), ["O", "B-total"], least=0.1) == {}
 
 
 def test_of_several_spans_the_surest_in_sum_is_taken() -> None:
     words = ["9.50", "9", ".", "60", "9.50", "RM"]
     tags = ["B-total", "B-total", "I-total", "I-total", "B-total", "O"]
-    assert field_values(words, tags, [0.9, 0.4, 0.3, 0.3, 0.8, 1.0], glued=(2, 3)) == {"total": "9.60"}
-    assert field_values(words, tags, [0.9, 0.2, 0.3, 0.3, 0.9, 1.0]) == {"total": "9.50"}
+    first = field_values(words, tags, *sure(tags, [0.9, 0.4, 0.3, 0.3, 0.8, 1.0]), glued=(2, 3))
+    assert first == {"total": "9.60"}
+    assert field_values(words, tags, *sure(tags, [0.9, 0.2, 0.3, 0.3, 0.9, 1.0])) == {"total": "9.50"}
     # Of equals the first.
-    assert field_values(["a", "b"], ["B-x", "B-x"], [0.5, 0.5]) == {"x": "a"}
+    tags = ["B-x", "B-x"]
+    assert field_values(["a", "b"], tags, *sure(tags, [0.5, 0.5])) == {"x": "a"}
+
+
+def test_a_field_that_nothing_marks_has_its_likeliest_words() -> None:
+    words = ["9", "8", "12", "-", "JAN", "7"]
+    names = ["O", "B-total", "B-date", "I-date"]
+    probability = torch.tensor(
+        [
+            [0.7, 0.3, 0.0, 0.0],
+            [0.6, 0.4, 0.0, 0.0],
+            [0.6, 0.0, 0.4, 0.0],
+            [0.7, 0.0, 0.0, 0.3],
+            [0.8, 0.0, 0.0, 0.2],
+            [0.9, 0.0, 0.0, 0.1],
+        ]
+    )
+    told = ["O"] * 6
+    found = field_values(words, told, probability, names, glued=(3, 4), least=0.2)
+    assert found == {"date": "12-JAN", "total": "8"}
+    assert field_values(words, told, probability, names, glued=(3, 4), least=0.3) == {
+        "date": "12-", "total": "8",
+    }  # fmt: skip
+    assert field_values(words, told, probability, names, least=0.5) == {}
+    # What is marked stays, however unsure.
+    told[0] = "B-total"
+    assert field_values(words, told, probability, names, least=0.5) == {"total": "9"}
 
 
 def answer(number: int, said: Fields, right: Fields, group: str = "") -> Answered:

@@ -256,6 +256,13 @@ def test_what_is_told_is_json_beside_the_right_fields(crf: bool) -> None:
     with torch.no_grad():
         task.model.head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 5.0]))
     assert [answer.text for answer in task.predict(batch)] == [as_text({"total": "x"})] * 2
+    with torch.no_grad():  # no field is marked, one is likelier than the least
+        task.model.head.bias.copy_(torch.tensor([5.0, 0.0, 0.0, 4.0]))
+    assert [answer.text for answer in task.predict(batch)] == [as_text({"total": "x"})] * 2
+    task.least = 0.5
+    assert [answer.text for answer in task.predict(batch)] == [as_text({})] * 2
+    with torch.no_grad():
+        task.model.head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 5.0]))
     metrics = task.make_metrics()
     known = json.dumps({"words": ["x", "y"], "fields": {"total": "y", "date": "x"}, "glued": [1]})
     task.update_metrics(metrics, replace(batch, notes=(batch.notes[0], known)))
@@ -281,6 +288,11 @@ def test_notes_that_do_not_fit(note: str, said: str) -> None:
     task, batch = make_task(looking()).eval(), pages()
     with pytest.raises(ValueError, match=said):
         task.predict(replace(batch, notes=(note, note)))
+
+
+def test_a_least_that_is_no_probability() -> None:
+    with pytest.raises(ValueError, match=r"least=0\.0 is a probability: above 0, up to 1"):
+        make_task(looking(), least=0.0)
 
 
 def test_a_run_without_notes_is_told_which_setting(folder: Path) -> None:
