@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 NOBODY = -1
@@ -63,6 +63,9 @@ class Input:
     target: Bool[Tensor, "rows steps"] | None = None
     """Of text, the tokens that a language model is to say, or the first of each word that is told of; None
     where it is only read."""
+    box: Float[Tensor, "rows steps 4"] | None = None
+    """Of text on a page, where the word stands that each token is part of: left, top, right and bottom as
+    shares of the page, in [0, 1]; zeros at special tokens and padding. None where the run reads no boxes."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:
@@ -121,6 +124,7 @@ class Input:
             present=self.present[samples],
             length=None if self.length is None else self.length[rows],
             target=None if self.target is None else self.target[rows],
+            box=None if self.box is None else self.box[rows],
         )
 
 
@@ -154,6 +158,9 @@ class Batch:
     """What the answer of each sample may be, () where nothing is known; empty where the run reads none."""
     kinds: tuple[str, ...] = ()
     """What kind of question each sample is, "" where it does not say; empty where the run reads none."""
+    notes: tuple[str, ...] = ()
+    """What more an answer is made from in evaluation, "" where a sample lacks it; empty where the run reads
+    none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -217,6 +224,7 @@ class Batch:
             source=None if self.source is None else self.source[samples],
             references=tuple(self.references[i] for i in samples.tolist()) if self.references else (),
             kinds=tuple(self.kinds[i] for i in samples.tolist()) if self.kinds else (),
+            notes=tuple(self.notes[i] for i in samples.tolist()) if self.notes else (),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,16 @@ def inputs(draw: st.DrawFn, samples: int | None = None) -> Input:
         owner=torch.tensor(owner),
         present=present,
         length=None if lengths is None else torch.tensor(lengths),
+        target=None if lengths is None else torch.arange(len(owner) * 5).reshape(len(owner), 5) % 3 == 0,
+        box=None if lengths is None else torch.arange(len(owner) * 20.0).reshape(len(owner), 5, 4),
     )
 
 
-def rows_of(value: Input, sample: int) -> tuple[list[list[int]], list[int] | None]:
-    """Data and lengths of the rows of a sample."""
+def rows_of(value: Input, sample: int) -> list[list[Any] | None]:
+    """All that the rows of a sample hold."""
     own = value.owner == sample
-    return value.data[own].tolist(), None if value.length is None else value.length[own].tolist()
+    parts = (value.data, value.length, value.target, value.box)
+    return [None if part is None else part[own].tolist() for part in parts]
 
 
 @given(inputs(), st.data())

@@ -133,7 +133,7 @@ class Judge:
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """Unit vectors of texts, at least one, each cut as the run cuts them."""
-        data, length, _ = self.text.stack([self.text.encode(text) for text in texts])
+        data, length = self.text.stack([self.text.encode(text) for text in texts])[:2]
         present = torch.ones(len(texts), dtype=torch.bool)
         return self.embed(Modality.TEXT, Input(data, torch.arange(len(texts)), present, length))
 

@@ -34,6 +34,8 @@ class Sample:
     """See :attr:`mmlab.batch.Batch.references`."""
     kind: str = ""
     """See :attr:`mmlab.batch.Batch.kinds`."""
+    note: str = ""
+    """See :attr:`mmlab.batch.Batch.notes`."""
 
 
 def collate(
@@ -43,6 +45,7 @@ def collate(
     sources: Sequence[str] = (),
     references: bool = False,
     kinds: bool = False,
+    notes: bool = False,
 ) -> Batch:
     """Put samples into one batch, with an input for every reader.
 
@@ -55,6 +58,7 @@ def collate(
         sources: Names of the run's sources, where it has several.
         references: Whether the run reads references, if only of other samples.
         kinds: Whether it reads kinds.
+        notes: Whether it reads notes.
     """
     inputs = {reader.modality: _collate(samples, reader) for reader in readers}
     return Batch(
@@ -67,6 +71,7 @@ def collate(
         sources=tuple(sources),
         references=tuple(sample.references for sample in samples) if references else (),
         kinds=tuple(sample.kind for sample in samples) if kinds else (),
+        notes=tuple(sample.note for sample in samples) if notes else (),
         image=inputs.get(Modality.IMAGE),
         text=inputs.get(Modality.TEXT),
         audio=inputs.get(Modality.AUDIO),
@@ -83,12 +88,13 @@ def _collate(samples: Sequence[Sample], reader: Reader) -> Input:
         rows += own or (reader.blank(),)
         owner += [number] * len(own) or [NOBODY]
         present.append(len(own) > 0)
-    data, length, target = reader.stack(rows)
+    stacked = reader.stack(rows)
     return Input(
-        data=data,
+        data=stacked.data,
         owner=torch.tensor(owner, dtype=torch.int64),
         present=torch.tensor(present, dtype=torch.bool),
-        length=length,
+        length=stacked.length,
         encoded=reader.encoded,
-        target=target,
+        target=stacked.target,
+        box=stacked.box,
     )

@@ -73,10 +73,10 @@ def _span(first: float, length: float, available: int, size: int) -> tuple[int, 
     return start, stop, low, min(max(high, low + 1), size)
 
 
-def middle_box(height: int, width: int, fit: Literal["crop", "pad"], *, aspect: float = 1.0) -> Box:
+def middle_box(height: int, width: int, fit: str, *, aspect: float = 1.0) -> Box:
     """What has a ratio of width to height, in the middle of a picture.
 
-    The largest inside the picture, or the smallest around it.
+    The largest inside the picture (`crop`), or the smallest around it (`pad`).
     """
     if (width > height * aspect) == (fit == "crop"):
         h, w = height, max(1, round(height * aspect))
@@ -96,7 +96,7 @@ class ImageReader(Reader):
         *,
         members: Sequence[str] = _MEMBERS,
         every: bool = False,
-        fit: Literal["crop", "pad"] = "crop",
+        fit: Literal["crop", "pad", "stretch"] = "crop",
         background: tuple[int, int, int] = (255, 255, 255),
         crop_scale: tuple[float, float] = (0.9, 1.0),
         flip: float = 0.0,
@@ -113,10 +113,11 @@ class ImageReader(Reader):
             every: Read all pictures of a sample, as several rows in that order, in training and evaluation.
             fit: What of a picture of another shape is seen: `crop`: in evaluation the largest part of the
                 wanted shape in its middle, in training a random part; `pad`: all of it, on a background of
-                that shape, of which training takes a random part.
+                that shape, of which training takes a random part; `stretch`: all of it, drawn to that shape,
+                in training too, so that what stands at a share of its height and width stays there.
             background: What transparent pixels, and the edges that `pad` adds, are filled with.
             crop_scale: Smallest and largest share of the area that a random part has in training; (1, 1)
-                still varies the ratio, unless with `pad`.
+                still varies the ratio, unless with `pad`. Nothing is cropped with `stretch`.
             flip: Probability of mirroring left and right in training; leave 0 where captions name sides.
             colour_jitter: Brightness, contrast and saturation are each multiplied by up to 1 +- this.
 
@@ -155,6 +156,11 @@ class ImageReader(Reader):
         """Pictures that are read."""
         return len(self.matching(members))
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether a share of the picture's height and width is the same place in what is read of it."""
+        return self.fit == "stretch" and self.flip == 0
+
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
         """The picture, or all, or none."""
         return tuple(self.transform(members[name], rng) for name in self.matching(members))
@@ -164,8 +170,9 @@ class ImageReader(Reader):
         header = read_image_header(data, max_pixels=self.max_pixels)
         height, width = header.height, header.width
         aspect = self.width / self.height
-        box = middle_box(height, width, self.fit, aspect=aspect)
-        if rng is not None:
+        whole = self.fit == "stretch"
+        box = Box(0, 0, height, width) if whole else middle_box(height, width, self.fit, aspect=aspect)
+        if rng is not None and not whole:
             within = (box.height, box.width) if self.fit == "pad" else (height, width)
             part = random_box(*within, self.crop_scale, rng, aspect=aspect)
             origin = (box.top, box.left) if self.fit == "pad" else (0, 0)

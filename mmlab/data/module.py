@@ -189,6 +189,7 @@ class ShardData(LightningDataModule):
             ("group_by", self.loading.group_by),
             *(("references", field) for field in self.loading.references),
             ("kind_by", self.loading.kind_by or ""),
+            ("note", self.loading.note or ""),
         ):
             if field.startswith(EACH):
                 raise ValueError(
@@ -215,8 +216,8 @@ class ShardData(LightningDataModule):
         evaluated = {_CALLED["val"]: shards["val"]} if "val" in shards else sets
         named = [self._named("references", field) for field in self.loading.references]
         if "val" in shards:
-            if self.loading.kind_by is not None:
-                named.append(self._named("kind_by", self.loading.kind_by))
+            for setting, field in (("kind_by", self.loading.kind_by), ("note", self.loading.note)):
+                named += [] if field is None else [self._named(setting, field)]
             named += [one for reader in prompts for one in reader.named_choices()]
         check_named(named, evaluated)
 
@@ -267,7 +268,11 @@ class ShardData(LightningDataModule):
             rank=rank,
             ranks=ranks,
             group_by=self.loading.group_by,
-            known=Known(self.loading.references, self.loading.kind_by if split in ("val", "test") else None),
+            known=Known(
+                self.loading.references,
+                kind_by=self.loading.kind_by if split in ("val", "test") else None,
+                note=None if split == "train" else self.loading.note,
+            ),
         )
         loader = Loader(
             stream,

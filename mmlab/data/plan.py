@@ -45,6 +45,8 @@ class Loading:
     kind_by: str | None = None
     """Field that says what kind of question a sample is (`json.answer_type`): in evaluation answers are also
     scored apart by its first value, as `<score>@<kind>`."""
+    note: str | None = None
+    """Field of what more an answer is made from, for tasks that say so (`json`, the whole member)."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
     batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""

@@ -298,7 +298,7 @@ class PromptReader(Reader):
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """Pad on the right."""
-        ids, length, _ = pad([row[:, 0] for row in rows], self._format.pad_id)
+        ids, length = pad([row[:, 0] for row in rows], self._format.pad_id)[:2]
         return Rows(ids, length, pad([row[:, 1] for row in rows]).data.bool())
 
     def _conversations(self, members: Mapping[str, bytes], rng: Random | None) -> list[list[Turn]]:

@@ -106,7 +106,7 @@ class RawRows(Dataset[RawPart]):
 
 
 def _input(reader: Reader, rows: Sequence[Tensor]) -> Input:
-    data, length, _ = reader.stack(rows)
+    data, length = reader.stack(rows)[:2]
     owner = torch.arange(len(rows))
     return Input(data, owner=owner, present=torch.ones(len(rows), dtype=torch.bool), length=length)
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
@@ -24,6 +24,8 @@ class Rows(NamedTuple):
     """Valid steps of each row; None where rows have one size."""
     target: Bool[Tensor, "rows steps"] | None = None
     """See :attr:`mmlab.batch.Input.target`."""
+    box: Float[Tensor, "rows steps 4"] | None = None
+    """See :attr:`mmlab.batch.Input.box`."""
 
 
 class Reader(ABC):

@@ -29,6 +29,8 @@ class Known(NamedTuple):
     """What it may be."""
     kind_by: str | None = None
     """What kind of question it is for."""
+    note: str | None = None
+    """What more an answer is made from."""
 
 
 class Stream:
@@ -72,7 +74,7 @@ class Stream:
         self.rank = rank
         self.ranks = ranks
         self.group_by = group_by
-        self.references, self.kind_by = Known() if known is None else known
+        self.known = Known() if known is None else known
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step`: a pure function, whatever was read before."""
@@ -85,8 +87,9 @@ class Stream:
             samples,
             self.readers,
             sources=self.shards.sources,
-            references=len(self.references) > 0,
-            kinds=self.kind_by is not None,
+            references=len(self.known.references) > 0,
+            kinds=self.known.kind_by is not None,
+            notes=self.known.note is not None,
         )
 
     def announce(self, step: int, *, now: int) -> None:
@@ -120,6 +123,8 @@ class Stream:
             references = self._references(raw.members)
             at = "kind"
             kind = self._kind(raw.members)
+            at = "note"
+            note = self._note(raw.members)
         except BrokenMember as error:
             key = self._key(shard, sample)
             skip = Skip(key, f"{at}: {error}")
@@ -133,12 +138,13 @@ class Stream:
             source=self.shards.source(shard),
             references=references,
             kind=kind,
+            note=note,
         )
 
     def _references(self, members: Mapping[str, bytes]) -> tuple[str, ...]:
         """What the answer may be."""
-        members = with_asked(members, self.references, self.readers)
-        found = [value for field in self.references for value in read_field(members, field)]
+        members = with_asked(members, self.known.references, self.readers)
+        found = [value for field in self.known.references for value in read_field(members, field)]
         try:
             return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
         except RecursionError:
@@ -146,10 +152,20 @@ class Stream:
 
     def _kind(self, members: Mapping[str, bytes]) -> str:
         """The kind of sample; a slash would make another name of a score."""
-        if self.kind_by is None:
+        if self.known.kind_by is None:
             return ""
-        found = read_asked(members, self.kind_by, self.readers)
+        found = read_asked(members, self.known.kind_by, self.readers)
         return str(found[0]).replace("/", "-") if found else ""
+
+    def _note(self, members: Mapping[str, bytes]) -> str:
+        """What more an answer is made from: a text as it is, other values as JSON."""
+        found = [] if self.known.note is None else read_asked(members, self.known.note, self.readers)
+        if not found or isinstance(found[0], str):
+            return found[0] if found else ""
+        try:
+            return json.dumps(found[0])
+        except RecursionError:
+            raise BrokenMember("JSON nested too deeply") from None
 
     def _key(self, shard: int, sample: int) -> str:
         """The key of a sample that cannot be read; its line of the index may be broken too."""

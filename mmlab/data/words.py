@@ -1,4 +1,4 @@
-"""Texts that come as words, each of which is told of: tokens, and which of them begins a word."""
+"""Texts that come as words, each of which is told of: tokens, which of them begins a word, and its place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
 from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
+from mmlab.data.image import ImageReader
 from mmlab.data.reader import Reader, Rows, pad
 from mmlab.data.text import load_tokenizer
 
@@ -31,7 +32,7 @@ class _Around(NamedTuple):
 
 
 class WordReader(Reader):
-    """Words as int64 token ids, with `Input.target` at the first token of each.
+    """Words as int64 token ids, with `Input.target` at the first token of each, and the boxes of words.
 
     Every word has exactly one such token: one that the tokenizer makes nothing of is the unknown token. A
     text that is longer than `max_length` becomes several rows, cut between words; a word that alone is longer
@@ -41,17 +42,22 @@ class WordReader(Reader):
     modality = Modality.TEXT
     has_targets = True
 
-    def __init__(self, tokenizer: str, *, field: str = "json.words", max_length: int = 128) -> None:
+    def __init__(
+        self, tokenizer: str, *, field: str = "json.words", max_length: int = 128, boxes: str | None = None
+    ) -> None:
         """Settings.
 
         Args:
             tokenizer: Name of an asset, a folder, or a name on the model hub; it must be a fast one.
             field: Where the words of a sample are: an array of strings.
             max_length: Of a row, in tokens, with the special ones.
+            boxes: Where the box of each word is (`json.boxes`): left, top, right and bottom, as shares of the
+                page's width and height in [0, 1]. Every token of a word has its box. None: none are read.
         """
         self.tokenizer = tokenizer
         self.field = field
         self.max_length = max_length
+        self.boxes = boxes
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process builds its own tokenizer.
@@ -65,6 +71,20 @@ class WordReader(Reader):
         """
         if len(self._around.before) + len(self._around.behind) >= self.max_length:
             raise ValueError(f"data.text.max_length={self.max_length} leaves no room for a word: raise it")
+
+    def beside(self, readers: Sequence[Reader]) -> WordReader:
+        """This reader; a picture that is read beside boxes must be one that they fit.
+
+        Raises:
+            ValueError: The picture is cropped, padded or mirrored.
+        """
+        for reader in readers:
+            if self.boxes is not None and isinstance(reader, ImageReader) and not reader.keeps_places:
+                raise ValueError(
+                    f"data.image has fit={reader.fit} and flip={reader.flip}, so data.text.boxes would lie "
+                    "elsewhere on the picture: set fit to stretch and flip to 0"
+                )
+        return self
 
     def describe(self) -> str:
         """The field that it reads."""
@@ -86,6 +106,21 @@ class WordReader(Reader):
             raise BrokenMember("too many words")
         return found
 
+    def places(self, members: Mapping[str, bytes], words: int) -> Float64[Tensor, "words numbers"]:
+        """The box of each word of a sample; of no numbers where none are read."""
+        if self.boxes is None:
+            return torch.zeros(words, 0, dtype=torch.float64)
+        found = read_field(members, self.boxes)
+        if len(found) != words:
+            raise BrokenMember("another number of boxes than of words")
+        for box in found:
+            if not isinstance(box, list) or len(box) != 4 or not all(type(x) in (int, float) for x in box):
+                raise BrokenMember("a box is not four numbers")
+            left, top, right, bottom = box
+            if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):  # NaN neither
+                raise BrokenMember("a box is not left, top, right, bottom as shares of the page in [0, 1]")
+        return torch.tensor(found, dtype=torch.float64).reshape(words, 4)
+
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
         """The words, in one row or several; none where there are none."""
         words = self.words(members)
@@ -102,16 +137,25 @@ class WordReader(Reader):
                 used = 0
             rows[-1].append(ids)
             used += len(ids)
-        return tuple(self._row(row) for row in rows)
+        places = torch.split(self.places(members, len(words)), [len(row) for row in rows])
+        return tuple(self._row(row, place) for row, place in zip(rows, places, strict=True))
 
-    def _row(self, words: Sequence[Sequence[int]]) -> Int64[Tensor, "tokens two"]:
+    def _row(
+        self, words: Sequence[Sequence[int]], places: Float64[Tensor, "words numbers"]
+    ) -> Shaped[Tensor, "tokens columns"]:
+        """Token ids, where a word begins, and its box: then float64, which holds the ids exactly."""
         before, behind = self._around
         ids = [*before, *(token for word in words for token in word), *behind]
         first = [0] * len(before)
         for word in words:
             first += [1] + [0] * (len(word) - 1)
         first += [0] * len(behind)
-        return torch.tensor([ids, first], dtype=torch.int64).T.contiguous()
+        row = torch.tensor([ids, first], dtype=torch.int64).T.contiguous()
+        if self.boxes is None:
+            return row
+        of_tokens = places.repeat_interleave(torch.tensor([len(word) for word in words]), dim=0)
+        around = [places.new_zeros(len(tokens), 4) for tokens in (before, behind)]
+        return torch.cat([row.double(), torch.cat([around[0], of_tokens, around[1]])], dim=1)
 
     def encode(self, word: str) -> list[int]:
         """Token ids of a word that stands behind others, one at least."""
@@ -158,11 +202,14 @@ class WordReader(Reader):
         stop = len(special) - special[::-1].index(0)
         return _Around(encoding.ids[:start], encoding.ids[stop:])
 
-    def blank(self) -> Int64[Tensor, "one two"]:
-        """One token of padding, which begins no word."""
-        return torch.tensor([[self._pad, 0]])
+    def blank(self) -> Shaped[Tensor, "one columns"]:
+        """One token of padding, which begins no word and stands nowhere."""
+        row: Int64[Tensor, "one two"] = torch.tensor([[self._pad, 0]])
+        return row if self.boxes is None else torch.cat([row.double(), torch.zeros(1, 4).double()], dim=1)
 
     def stack(self, rows: Sequence[Tensor]) -> Rows:
         """Pad on the right."""
-        ids, length, _ = pad([row[:, 0] for row in rows], self._pad)
-        return Rows(ids, length, pad([row[:, 1] for row in rows]).data.bool())
+        ids = pad([row[:, 0].long() for row in rows], self._pad)
+        first = pad([row[:, 1] for row in rows]).data.bool()
+        box = None if self.boxes is None else pad([row[:, 2:].float() for row in rows]).data
+        return Rows(ids.data, ids.length, first, box)

@@ -9,12 +9,14 @@ from mmlab.batch import Batch, Input
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.tower import FusionTower, lay_out, owned
 from mmlab.models.look import GatedLook, check_modalities, picture_of
+from mmlab.models.regions import RegionLook
 
 
 class WordTagger(nn.Module):
     """A text encoder, a look at a picture if there is one, and logits at the first token of each word.
 
-    See :class:`~mmlab.models.look.GatedLook`. A sample without a picture is read as it is.
+    The look is :class:`~mmlab.models.look.GatedLook`, or :class:`~mmlab.models.regions.RegionLook` where the
+    picture is the page that the words stand on. A sample without a picture is read as it is.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class WordTagger(nn.Module):
         dropout: float = 0.1,
         image: FusionTower | None = None,
         num_heads: int = 8,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -34,17 +37,25 @@ class WordTagger(nn.Module):
             dropout: Probability on what the tags are told from.
             image: Encoder of pictures, with `keep_tokens`.
             num_heads: Of the look at a picture.
+            grid: Rows and columns in which the picture's tokens lie, where it is the page that the words
+                stand on (a size of 640 x 320 and a stride of 32: 20 and 10). None: it is another picture.
 
         Raises:
-            ValueError: An encoder of another modality.
+            ValueError: An encoder of another modality, or a grid without a picture.
         """
         super().__init__()
         check_modalities(text, image)
+        if grid is not None and (image is None or min(grid) < 1):
+            raise ValueError(f"grid={grid} says how the tokens of a picture lie: give image, or leave it out")
         self.text = text
         self.image = image
         self.tags = tags
-        if image is not None:
-            self.look = GatedLook(text.dim, image_dim=image.dim, num_heads=num_heads, dropout=dropout)
+        if image is not None and grid is None:
+            self.look: GatedLook | RegionLook = GatedLook(
+                text.dim, image_dim=image.dim, num_heads=num_heads, dropout=dropout
+            )
+        elif image is not None and grid is not None:
+            self.look = RegionLook(text.dim, image_dim=image.dim, grid=grid)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(text.dim, tags)
 

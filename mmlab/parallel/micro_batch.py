@@ -86,6 +86,7 @@ def split(batch: Batch, samples: int) -> Iterator[Batch]:
             source=None if batch.source is None else batch.source[chosen],
             references=batch.references[chosen],
             kinds=batch.kinds[chosen],
+            notes=batch.notes[chosen],
             **rows,
         )
 
@@ -103,6 +104,7 @@ def _split(whole: Input, starts: range, samples: int) -> Iterator[Input]:
             present=whole.present[start : start + starts.step],
             length=None if whole.length is None else whole.length[chosen],
             target=None if whole.target is None else whole.target[chosen],
+            box=None if whole.box is None else whole.box[chosen],
         )
 
 

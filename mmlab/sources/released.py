@@ -22,7 +22,7 @@ class Contents(NamedTuple):
 
     splits: Mapping[str, Sequence[Item]]
     left_out: Mapping[str, int] = {}
-    """How many of what, in words, became no sample."""
+    """How many of what, in words, became no sample, or lost a part of what it says."""
     facts: Mapping[str, Any] = {}
     """What else `dataset.json` is to say."""
 

@@ -103,7 +103,8 @@ def test_rows_are_padded_and_the_reader_travels(folders: dict[str, str]) -> None
     travelled = pickle.loads(pickle.dumps(reader))
     assert "_built" not in vars(travelled)
     rows = (*travelled.read(members(["photo", "ab"]), None), travelled.blank())
-    data, length, target = travelled.stack(rows)
+    data, length, target, box = travelled.stack(rows)
+    assert box is None
     assert length is not None
     assert length.tolist() == [5, 1]
     assert data[1].tolist() == [0] * 5

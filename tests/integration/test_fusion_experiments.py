@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from command_processes import Shell
+from PIL import Image
 from tiny_encoders import tiny_bert, tiny_whisper_folder
 from tiny_language import wordpiece
 
@@ -62,6 +63,19 @@ CASES = [
         for overlay in ("ogm_ge", "gradient_blend")
     ),
     Case("extraction/wnut17", "f1", ("report-test.txt",), "key", ("--trainer.max_epochs", "1")),
+    Case(
+        "extraction/sroie",
+        "f1",
+        ("answers-test.html",),
+        "receipt_id",
+        (
+            "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1",
+            "--data.image.init_args.size", "[64, 96]", f"{MODEL}.grid", "[2, 3]",
+            f"{MODEL}.text.init_args.layout.init_args.dim", "32",
+            f"{MODEL}.image.init_args.encoder.init_args.name", "test_resnet",
+            f"{MODEL}.image.init_args.encoder.init_args.pretrained", "false",
+        ),
+    ),
 ]  # fmt: skip
 
 
@@ -81,6 +95,12 @@ def array(size: int, rng: np.random.Generator) -> bytes:
         return file.getvalue()
 
 
+def page(number: int) -> bytes:
+    with io.BytesIO() as file:
+        Image.new("L", (40, 90), 40 * (number % 6)).save(file, "JPEG")
+        return file.getvalue()
+
+
 def samples(case: Case, count: int) -> Iterator[Mapping[str, Any]]:
     rng = np.random.default_rng(count)
     with io.BytesIO() as file:
@@ -97,6 +117,15 @@ def samples(case: Case, count: int) -> Iterator[Mapping[str, Any]]:
             members = {"text.npy": array(100, rng), "audio.npy": array(73, rng)}
             if number % 4 != 0:
                 members["video.npy"] = array(100, rng)
+        elif case.config == "extraction/sroie":
+            about |= {
+                "words": ["acme", ",", "co", "9.50"], "glued": [1], "receipt_id": f"k{number}",
+                "boxes": [[0.1, 0.1, 0.3, 0.2], [0.3, 0.1, 0.4, 0.2], [0.4, 0.1, 0.6, 0.2], [0.5, 0.8, 1, 1]],
+                "tags": ["B-company", "I-company", "I-company", "B-total"],
+                "fields": {"company": "acme, co", "total": "9.50"},
+            }  # fmt: skip
+            if number % 4 != 0:
+                members = {"jpg": page(number)}
         else:
             about |= {"words": ["see", "rome", "today"], "tags": ["O", "B-location", "O"]}
         yield {"__key__": f"k{number}", "json": json.dumps(about).encode(), **members}
@@ -111,7 +140,7 @@ def words(case: Case, encoders: dict[str, str], folder: Path) -> list[str]:
         "--trainer.logger", "false", "--data.loading.num_workers", "0", "--data.source", "null",
         "--data.splits", json.dumps(splits | {"predict": splits["test"]}), "--data.batch_size", "8",
     ]  # fmt: skip
-    encoder = "text" if case.config == "extraction/wnut17" else "text.init_args.encoder"
+    encoder = "text" if case.config.startswith("extraction/") else "text.init_args.encoder"
     if case.config != "sentiment/mosi":
         found += [f"{MODEL}.{encoder}.init_args.name", encoders["text"]]
         found += ["--data.text.init_args.tokenizer", encoders["text"]]

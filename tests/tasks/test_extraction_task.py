@@ -28,7 +28,8 @@ from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.word_tagger import WordTagger, by_sample
 from mmlab.optim import Optimization
 from mmlab.parallel.micro_batch import split
-from mmlab.tasks.extraction import ExtractionTask, tag_numbers
+from mmlab.tasks.extraction import ExtractionTask
+from mmlab.tasks.tagging import tag_numbers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*in eval mode"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from mmlab.batch import Input, Modality
 from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.layout import Layout
 from mmlab.models.pretrained import load_text
 
 
@@ -18,22 +23,35 @@ class TextEncoder(Encoder):
 
     modality = Modality.TEXT
 
-    def __init__(self, name: str, *, pretrained: bool = True, dropout: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = True,
+        dropout: float | None = None,
+        layout: Layout | None = None,
+    ) -> None:
         """Load the model.
 
         Args:
             name: An asset, a folder, or a Hugging Face id; the data module must use its tokenizer.
             pretrained: False starts from random weights.
             dropout: Probability in every dropout layer; None leaves the model's own.
+            layout: Adds where each token stands on its page to what the model reads of it; the boxes come
+                with the words (`data.text.boxes`). None: text is read without.
 
         Raises:
-            ValueError: No such model, or it has no dropout layer to set.
+            ValueError: No such model, it has no dropout layer to set, or the layout is of another size.
         """
         super().__init__()
         self.name = name
         self.backbone = load_text(name, pretrained=pretrained)
         self.dim = self.backbone.config.hidden_size
         self.max_length: int | None = getattr(self.backbone.config, "max_position_embeddings", None)
+        if layout is not None and layout.dim != self.backbone.get_input_embeddings().embedding_dim:
+            size = self.backbone.get_input_embeddings().embedding_dim
+            raise ValueError(f"layout.dim={layout.dim}, but {name!r} reads tokens of size {size}: set it so")
+        self.layout = layout
         if dropout is not None:
             layers = [module for module in self.backbone.modules() if isinstance(module, nn.Dropout)]
             if not layers:
@@ -45,7 +63,7 @@ class TextEncoder(Encoder):
         """Encode token ids, int64 [rows, tokens].
 
         Raises:
-            ValueError: The text is longer than the model's positions.
+            ValueError: The text is longer than the model's positions, or has no boxes for its layout.
         """
         mask, tokens = inputs.mask, inputs.data.shape[1]
         assert mask is not None, "text without lengths"
@@ -54,6 +72,24 @@ class TextEncoder(Encoder):
                 f"a text of {tokens} tokens, but {self.name!r} has {self.max_length} positions: "
                 "lower max_length of the text in the data module"
             )
-        output = self.backbone(input_ids=inputs.data, attention_mask=mask.long())
+        output = self.backbone(**self._read(inputs), attention_mask=mask.long())
         hidden: Tensor = output.last_hidden_state
         return Encoded(hidden, mask)
+
+    def _read(self, inputs: Input) -> dict[str, Tensor]:
+        """Token ids, or the embeddings of tokens at their places."""
+        if self.layout is None:
+            return {"input_ids": inputs.data}
+        if inputs.box is None:
+            raise ValueError(
+                "the text encoder has a layout, but the data read no boxes: set data.text.boxes of a "
+                "WordReader (`json.boxes`), or leave the layout out"
+            )
+        table: Any = self.backbone.get_input_embeddings()
+        embeddings: Tensor = table(inputs.data)
+        return {"inputs_embeds": embeddings + self.layout(inputs.box).to(embeddings.dtype)}
+
+    def example(self) -> Input:
+        """Two tokens, at a place where there is a layout."""
+        blank = super().example()
+        return blank if self.layout is None else replace(blank, box=torch.zeros(*blank.data.shape, 4))

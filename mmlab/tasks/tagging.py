@@ -1,0 +1,145 @@
+"""What tasks share in which each word of a text gets a tag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mmlab.adaptation.policy import Policy
+from mmlab.batch import Batch
+from mmlab.metrics.entities import OUTSIDE, spans
+from mmlab.models.crf import TagField
+from mmlab.models.word_tagger import WordTagger, by_sample
+from mmlab.objectives.loss import Loss, mean_of
+from mmlab.optim import Optimization
+from mmlab.tasks.base import BaseTask
+
+
+class Tagged(NamedTuple):
+    """What was told of the words of one sample."""
+
+    sample: int
+    """Number in its batch."""
+    place: int
+    """See :attr:`mmlab.batch.Batch.place`."""
+    tags: list[str]
+    """One for each word."""
+    probability: Float[Tensor, "words tags"]
+    """Of every tag there is, by the word's own logits; on the CPU."""
+
+
+class TaggingTask(BaseTask):
+    """Learns to tag every word of a text; a leaf says what is made of the tags.
+
+    Args:
+        model: It gives as many tags.
+        tags: All there are, by BIO, BIOES or BILOU.
+        optimization: Optimizer and learning-rate schedule.
+        adaptation: Which parameters are trained.
+        crf: Learn what may follow what (:class:`~mmlab.models.crf.TagField`), and decode whole sentences.
+
+    Raises:
+        ValueError: A tag is none or there twice, or the model gives more or fewer.
+    """
+
+    model: WordTagger
+
+    def __init__(
+        self,
+        model: WordTagger,
+        *,
+        tags: list[str],
+        optimization: Optimization,
+        adaptation: Policy,
+        crf: bool = False,
+    ) -> None:
+        super().__init__(model, optimization=optimization, adaptation=adaptation)
+        self.tags = _numbered(tags, given=model.tags)
+        self.field = TagField(len(tags)) if crf else None
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """Mean over all words of -log p of the right tag, or of the sentence's right tags."""
+        if not batch.references:
+            raise ValueError("no tags to learn from: set data.loading.references (`[json.tags]`)")
+        emission, there = self._emission(batch)
+        right, known = tag_numbers(batch, there, self.tags)
+        there = there & known[:, None]
+        if self.field is not None:
+            losses = self.field(emission, there, right)
+        else:
+            words = F.cross_entropy(emission.transpose(1, 2), right, reduction="none")
+            losses = words.masked_fill(~there, 0).sum(dim=1)
+        return {"tags": mean_of(losses, there.sum(dim=1).float(), batch.place)}
+
+    def _emission(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of each word of each sample, and which words there are."""
+        logits = self(batch)
+        assert batch.text is not None, "the model has read words"
+        return by_sample(logits, batch.text)
+
+    @torch.no_grad()
+    def tell(self, batch: Batch) -> list[Tagged]:
+        """The tags of each valid sample."""
+        emission, there = self._emission(batch)
+        told = emission.argmax(dim=2) if self.field is None else self.field(emission, there)
+        probability = emission.softmax(dim=2).cpu()
+        place, valid, count = (x.tolist() for x in (batch.place, batch.valid, there.sum(dim=1)))
+        names = list(self.tags)
+        return [
+            Tagged(
+                number,
+                place[number],
+                [names[tag] for tag in told[number, : count[number]].tolist()],
+                probability[number, : count[number]],
+            )
+            for number in range(len(batch))
+            if valid[number]
+        ]
+
+
+def _numbered(tags: Sequence[str], *, given: int) -> dict[str, int]:
+    """The number of each tag; the model gives so many."""
+    spans(tags)
+    if given != len(tags):
+        raise ValueError(f"the model gives {given} tags, there are {len(tags)}: set both alike")
+    for number, tag in enumerate(tags):
+        if tag in tags[:number] or len(tag.split()) != 1:
+            raise ValueError(f"tags: {tag!r} is there twice, or has a space: correct it")
+    return {tag: number for number, tag in enumerate(tags)}
+
+
+def tag_numbers(
+    batch: Batch, there: Bool[Tensor, "samples words"], tags: dict[str, int]
+) -> tuple[Int64[Tensor, "samples words"], Bool[Tensor, " samples"]]:
+    """The right tags of each sample, any behind the end, and which samples have tags.
+
+    Raises:
+        ValueError: A sample has more or fewer tags than words, or one that is not in the list.
+    """
+    counts, valid = there.sum(dim=1).tolist(), batch.valid.tolist()
+    right = torch.full(there.shape, tags.get(OUTSIDE, 0), dtype=torch.int64)
+    has = [bool(known) and valid[number] for number, known in enumerate(batch.references)]
+    for number, (key, known) in enumerate(zip(batch.keys, batch.references, strict=True)):
+        if has[number]:
+            check_tags(key, known, counts[number], tags)
+            right[number, : len(known)] = torch.tensor([tags[tag] for tag in known], dtype=torch.int64)
+    return right.to(there.device), torch.tensor(has, device=there.device)
+
+
+def check_tags(key: str, known: Sequence[str], words: int, tags: dict[str, int]) -> None:
+    """Raise ValueError unless a sample has no tags at all, or one of the list for each word."""
+    if known and len(known) != words:
+        raise ValueError(
+            f"sample {key!r} has {words} words and {len(known)} tags: name the fields of both "
+            "(data.text.init_args.field, data.loading.references), or correct it"
+        )
+    for tag in known:
+        if tag not in tags:
+            raise ValueError(
+                f"sample {key!r}: the tag {tag!r} is none of {', '.join(tags)}: add it, or correct it"
+            )
