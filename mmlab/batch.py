@@ -58,6 +58,8 @@ class Input:
     target: Bool[Tensor, "rows steps"] | None = None
     """Of text, the tokens that a language model is to say, or the first of each word that is told of; None
     where it is only read."""
+    masked: Int64[Tensor, "rows steps"] | None = None
+    """Of text, the same token ids with those of `target` hidden, for a model that is to guess them."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:
@@ -116,6 +118,7 @@ class Input:
             present=self.present[samples],
             length=None if self.length is None else self.length[rows],
             target=None if self.target is None else self.target[rows],
+            masked=None if self.masked is None else self.masked[rows],
         )
 
 

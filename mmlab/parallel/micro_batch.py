@@ -103,6 +103,7 @@ def _split(whole: Input, starts: range, samples: int) -> Iterator[Input]:
             present=whole.present[start : start + starts.step],
             length=None if whole.length is None else whole.length[chosen],
             target=None if whole.target is None else whole.target[chosen],
+            masked=None if whole.masked is None else whole.masked[chosen],
         )
 
 
