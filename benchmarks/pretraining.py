@@ -4,10 +4,10 @@
     python benchmarks/pretraining.py --quick     one seed, one epoch of each: all of it runs
     python benchmarks/pretraining.py --runs DIR  keep the runs; stopped, it goes on
 
-Pretraining is experiments/pretraining/stamps.yaml. Then experiments/retrieval/transfer.yaml is trained on a tenth
-of the training pairs (`data.splits.train_share`, another tenth for each seed), from what came out (`init_from`)
-and from the assets, which know ImageNet and sentences. Encoders are frozen in it: what differs is what they
-know. Pretraining has seen all pairs, so the gain is that of pairs as well as that of its objectives.
+Pretraining is experiments/pretraining/stamps.yaml. Then experiments/retrieval/transfer.yaml is trained on a
+tenth of the training pairs (`data.splits.train_share`, another tenth for each seed), from what came out
+(`init_from`) and from the assets, which know ImageNet and sentences. Encoders are frozen in it: what differs
+is what they know. Pretraining has seen all pairs, so the gain is that of pairs and of its objectives.
 
 Prints a Markdown table: the mean over seeds with the lowest and the highest, and the 95 % interval over test
 captions of the first seed.

@@ -75,7 +75,8 @@ class CaptionDecoder(nn.Module):
         tokens = self.read(nn.functional.embedding(ids, table).float())
         tokens = tokens + sinusoids(steps, self.dim, device=ids.device).to(tokens)
         context = self.look(seen.tokens.float().masked_fill(~seen.mask[:, :, None], 0))
-        causal = torch.ones(steps, steps, dtype=torch.bool, device=ids.device).tril()[None, None]
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=ids.device).tril()
+        causal = causal.expand(len(ids), 1, -1, -1)
         for say, look in zip(self.saying, self.looking, strict=True):
             tokens = say(tokens, causal)
             tokens = look(tokens, seen.mask[:, None, None, :], context=context)
