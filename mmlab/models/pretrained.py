@@ -125,7 +125,11 @@ def load_special_tokens(name: str) -> SpecialTokens:
             tokenizer = AutoTokenizer.from_pretrained(source_of(name))
         except (OSError, ValueError) as error:
             raise _unavailable(name, error) from error
-    return SpecialTokens(tokenizer.mask_token_id, tuple(sorted(set(tokenizer.all_special_ids))))
+    special = sorted(set(tokenizer.all_special_ids))
+    # Of a folder without a tokenizer transformers makes one that knows no word.
+    if len(tokenizer) <= len(special):
+        raise ValueError(f"there is no tokenizer beside the weights of {name!r}: save the model's own there")
+    return SpecialTokens(tokenizer.mask_token_id, tuple(special))
 
 
 def load_model(name: str, *, pretrained: bool, kind: type = AutoModel) -> PreTrainedModel:
