@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,11 +125,19 @@ class Beginning:
         return Part(path, len(state), "taken")
 
 
+_NAME, _ALIAS = "--init_from", "--model.init_from"
+
+
+def plainly(words: Sequence[str]) -> list[str]:
+    """The words of a command with the argument by its first name, for who looks for keys of a task."""
+    return [word.replace(_ALIAS, _NAME, 1) if word.split("=", 1)[0] == _ALIAS else word for word in words]
+
+
 def add_init_from(parser: LightningArgumentParser) -> None:
     """Add the argument, by both of its names: it belongs to no task, and `--model.init_from` reads well."""
     parser.add_argument(
-        "--init_from",
-        "--model.init_from",
+        _NAME,
+        _ALIAS,
         type=str | None,
         default=None,
         help="Begin with the weights of another run, where parts fit: its directory, or a checkpoint. A run "

@@ -31,7 +31,7 @@ from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
 from mmlab.commands import automatic
 from mmlab.commands.diagnosis import diagnose
-from mmlab.commands.init_from import add_init_from, begin
+from mmlab.commands.init_from import add_init_from, begin, plainly
 from mmlab.commands.parser import ConfigError, Parser
 from mmlab.data.module import ShardData
 from mmlab.models.fingerprint import fingerprint, fixed_encoders
@@ -351,7 +351,7 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
             parser_class=Parser,
         )
     except ConfigError as error:
-        raise ValueError(diagnose(arguments[1:], error.options, str(error))) from error
+        raise ValueError(diagnose(plainly(arguments[1:]), error.options, str(error))) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

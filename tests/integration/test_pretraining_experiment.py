@@ -151,6 +151,10 @@ class TestBeginning:
         answer = shell("fit", *retrieval(encoder, shards), "--init_from", str(tmp_path / "none"))
         assert answer.status == 2
         assert "neither a run directory" in answer.complaint[0]
+        answer = shell(
+            "fit", *retrieval(encoder, shards), f"--model.init_from={pretrained}", "--trainer.max_epoch", "1"
+        )
+        assert "max_epoch" in answer.complaint[0]
         assert shell.runs() == before
 
     def test_a_share_of_the_samples(self, shell: Shell, encoder: Path, shards: Path) -> None:
