@@ -66,6 +66,8 @@ class Input:
     box: Float[Tensor, "rows steps 4"] | None = None
     """Of text on a page, where the word stands that each token is part of: left, top, right and bottom as
     shares of the page, in [0, 1]; zeros at special tokens and padding. None where the run reads no boxes."""
+    masked: Int64[Tensor, "rows steps"] | None = None
+    """Of text, the same token ids with those of `target` hidden, for a model that is to guess them."""
 
     @property
     def mask(self) -> Bool[Tensor, "rows steps"] | None:
@@ -125,6 +127,7 @@ class Input:
             length=None if self.length is None else self.length[rows],
             target=None if self.target is None else self.target[rows],
             box=None if self.box is None else self.box[rows],
+            masked=None if self.masked is None else self.masked[rows],
         )
 
 

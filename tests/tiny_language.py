@@ -34,7 +34,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def wordpiece() -> PreTrainedTokenizerFast:
     """In the manner of BERT: lower case, accents and control characters dropped, special tokens around."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz'.:/@#-"]
-    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk"]
+    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk", "[MASK]"]
     backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -42,8 +42,9 @@ def wordpiece() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
 
 
 def tiny_language(folder: Path, *, max_length: int = 512) -> Path:

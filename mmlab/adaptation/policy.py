@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
@@ -88,6 +88,9 @@ class Policy:
         self.frozen_dtype = frozen_dtype
         self.stage = 0
         """How far a staged training has come."""
+        self.beginning: Callable[[nn.Module], None] | None = None
+        """Puts other weights into the built model before anything is added to it. They are no pretrained ones
+        that a config would build again, so a checkpoint then holds all weights."""
         self.bases: dict[str, str] = {}
         """Digest of the weights of each pretrained network, as it was before anything was added to it."""
         self._applied: dict[str, Method] = {}
@@ -102,6 +105,9 @@ class Policy:
         Raises:
             ValueError: A key names nothing, two keys name one parameter, or nothing is left to train.
         """
+        if self.beginning is not None:
+            self.beginning(model)
+            self.checkpoint = "full"
         any_trained = any(parameter.requires_grad for parameter in model.parameters())
         parts = self._parts(model)
         self.bases = {path: weights_digest(model.get_submodule(path)) for path in _bases(model, parts)}

@@ -30,7 +30,8 @@ from mmlab.tasks.base import BaseTask
 
 CONFIG = "config.yaml"
 # Read in this process, and as the encoders read them: cached features would not show what an encoder does.
-_RAW = ("--data.loading.features", "null", "--data.loading.num_workers", "0")
+# The checkpoint holds what the run began with.
+_RAW = ("--data.loading.features", "null", "--data.loading.num_workers", "0", "--init_from", "null")
 
 
 class Merged(NamedTuple):

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.force:
         raise ValueError(f"{arguments.out} exists: --force replaces it")
 
-    built = build(Parts, ["validate", "--config", str(configs[0])])
+    built = build(Parts, ["validate", "--config", str(configs[0]), "--init_from", "null"])
 
     def score(weights: Weights) -> float:
         load_weights(built.model, weights)

@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments.run_directory)
     checkpoint = find_checkpoint(arguments.run_directory)
     # As the encoders read them: cached features are those of the run's own splits.
-    built = build(Parts, ["test", "--config", str(config), "--data.loading.features", "null"])
+    raw = ["--data.loading.features", "null", "--init_from", "null"]
+    built = build(Parts, ["test", "--config", str(config), *raw])
     assert isinstance(built.model, RetrievalTask)
     data = built.datamodule
     towers = Judge(built.model, data, built.trainer)

@@ -31,6 +31,7 @@ from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
 from mmlab.commands import automatic
 from mmlab.commands.diagnosis import diagnose
+from mmlab.commands.init_from import add_init_from, begin, plainly
 from mmlab.commands.parser import ConfigError, Parser
 from mmlab.data.module import ShardData
 from mmlab.models.fingerprint import fingerprint, fixed_encoders
@@ -84,6 +85,7 @@ class CommandLine(LightningCLI):
             default=True,
             help="After `fit`, measure the best checkpoint on the test split.",
         )
+        add_init_from(parser)
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(SkippedSamples, "skipped")
         parser.add_class_arguments(Execution, "execution")
@@ -114,6 +116,11 @@ class CommandLine(LightningCLI):
                     init_args=Namespace(save_dir=str(self.directory), name="logs", version=""),
                 ),
             ]
+
+    def instantiate_classes(self) -> None:
+        """Build all, the model with the weights of another run where it is to begin with them."""
+        self.beginning = begin(self.parser, self.config[self.subcommand])
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that measures its speed, and whose progress can be read in a log file too."""
@@ -154,6 +161,8 @@ class CommandLine(LightningCLI):
         self._check_features()
         self._start_from_weights()
         self._show(f"run directory: {self.directory}")
+        if self.beginning is not None:
+            self._show(self.beginning.table())
         self._show(trained_table(self.model.adaptation.describe(self.model.model)))
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
@@ -342,7 +351,7 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
             parser_class=Parser,
         )
     except ConfigError as error:
-        raise ValueError(diagnose(arguments[1:], error.options, str(error))) from error
+        raise ValueError(diagnose(plainly(arguments[1:]), error.options, str(error))) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

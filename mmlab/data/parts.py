@@ -16,6 +16,7 @@ from mmlab.data.mixture import Per
 from mmlab.data.remote import RemoteShards
 from mmlab.data.samples import SampleSet
 from mmlab.data.shards import ShardSet
+from mmlab.data.some_of import SomeOf
 from mmlab.data.source import Source
 
 Split = Literal["train", "val", "test", "predict"]
@@ -37,6 +38,17 @@ class Splits:
     join: dict[str, Patterns] | None = None
     """More members for the samples of a split, from other shards with the same keys, such as sounds or
     precomputed features: `{train: "audio-*.tar"}`. Relative to the working directory."""
+    train_share: float = 1.0
+    """Share of the training samples that is used, above 0 and at most 1: how much data does it take?"""
+    share_seed: int = 0
+    """Which samples these are; of one seed, a smaller share is part of a larger one."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_share <= 1:
+            raise ValueError(
+                f"data.splits.train_share={self.train_share}: it is a share of the training samples: above "
+                "0, at most 1"
+            )
 
 
 _SPLITS = Splits()
@@ -145,6 +157,8 @@ def _open(source: Source | None, splits: Splits, split: Split, remote: RemoteSha
         samples = ShardSet.find(patterns, folder=folder, remote=remote)
     if splits.join is not None and split in splits.join:
         samples = JoinedSet(samples, ShardSet.find(splits.join[split], remote=remote))
+    if split == "train" and splits.train_share < 1:
+        samples = SomeOf(samples, share=splits.train_share, seed=splits.share_seed)
     return samples
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmlab.batch import NOBODY, Batch, Embeddings, Input, Modality
-from mmlab.models.encoders.encoder import Encoder
+from mmlab.models.encoders.encoder import Encoded, Encoder, input_of
 from mmlab.models.pooling import MeanPooling, Pooling
 
 
@@ -58,7 +58,11 @@ class Tower(nn.Module):
 
     def forward(self, inputs: Input) -> Float[Tensor, "rows dim"]:
         """Embed every row, float32."""
-        vector = self.projection(self.pooling(self.encoder(inputs)))
+        return self.embed(self.encoder(inputs))
+
+    def embed(self, encoded: Encoded) -> Float[Tensor, "rows dim"]:
+        """Embed what the encoder gave of every row, float32."""
+        vector = self.projection(self.pooling(encoded))
         return F.normalize(vector.float(), dim=-1)
 
 
@@ -82,8 +86,8 @@ class DualEncoderOutput(NamedTuple):
         return value
 
 
-class DualEncoder(nn.Module):
-    """One tower per modality, none of which sees another's input (CLIP: Radford et al. 2021)."""
+class Towers(nn.Module):
+    """One tower per modality, into one space."""
 
     def __init__(
         self,
@@ -129,6 +133,10 @@ class DualEncoder(nn.Module):
             if tower is not None:
                 yield modality, tower
 
+
+class DualEncoder(Towers):
+    """One tower per modality, none of which sees another's input (CLIP: Radford et al. 2021)."""
+
     def forward(self, batch: Batch) -> DualEncoderOutput:
         """Run every tower once, whatever the batch lacks.
 
@@ -137,17 +145,12 @@ class DualEncoder(nn.Module):
         """
         found: dict[str, Embeddings | None] = {modality.value: None for modality in Modality}
         for modality, tower in self.towers():
-            inputs = batch.get(modality)
-            if inputs is None:
-                raise ValueError(
-                    f"the model has a tower for {modality}, but the data module reads no {modality}: "
-                    f"add it there, or remove the tower `{modality}`"
-                )
-            found[modality.value] = _embeddings(tower(inputs), inputs, batch)
+            inputs = input_of(batch, modality)
+            found[modality.value] = embeddings(tower(inputs), inputs, batch)
         return DualEncoderOutput(**found)
 
 
-def _embeddings(vector: Tensor, inputs: Input, batch: Batch) -> Embeddings:
+def embeddings(vector: Tensor, inputs: Input, batch: Batch) -> Embeddings:
     """Say for each row which sample it stands for; a row of nobody, or not valid, is compared to nothing."""
     owned = inputs.owner != NOBODY
     sample = inputs.owner.clamp(min=0)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mmlab.batch import Batch, Modality
-from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.encoders.encoder import Encoded, input_of
 from mmlab.models.fusion.fusion import Fusion
 from mmlab.models.fusion.missing import Substitution, leave_out
 from mmlab.models.fusion.tower import FusionTower
@@ -111,13 +111,7 @@ class FusionClassifier(nn.Module):
         """
         encoded = {}
         for modality, tower in self.towers():
-            inputs = batch.get(modality)
-            if inputs is None:
-                raise ValueError(
-                    f"the model has a tower for {modality}, but the data module reads no {modality}: "
-                    f"add it there, or remove the tower `{modality}`"
-                )
-            encoded[modality] = tower(inputs)
+            encoded[modality] = tower(input_of(batch, modality))
         kept = encoded
         if self.training and self.modality_dropout > 0:
             kept = leave_out(encoded, self.modality_dropout)

@@ -1,7 +1,9 @@
-"""From fused tokens to numbers for each class."""
+"""From fused tokens to numbers for each class, or for each word."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,3 +55,34 @@ class ClassificationHead(nn.Module):
         """Logits, float32."""
         logits: Tensor = self.layers(self.pooling(encoded))
         return logits.float()
+
+
+class WordHead(nn.Module):
+    """Logits of each word of a vocabulary by BERT's transform: E norm(gelu(W x + b)) + c.
+
+    E are the word embeddings of a text encoder (Press and Wolf 2017, arXiv:1608.05859), which stay its own.
+    """
+
+    def __init__(self, dim: int, *, words: int, vocabulary: int) -> None:
+        """Make the layers.
+
+        Args:
+            dim: Size of the tokens.
+            words: Size of the word embeddings.
+            vocabulary: Number of words.
+        """
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(dim, words), nn.GELU(), nn.LayerNorm(words))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(
+        self, tokens: Float[Tensor, "tokens dim"], table: Float[Tensor, "vocabulary words"]
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """Logits, float32.
+
+        Args:
+            tokens: Each stands for one word.
+            table: Word embeddings.
+        """
+        words = self.transform(tokens)
+        return F.linear(words, table.to(words.dtype)).float() + self.bias

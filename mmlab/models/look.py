@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmlab.batch import NOBODY, Batch, Input, Modality
-from mmlab.models.encoders.encoder import Encoded, Encoder
+from mmlab.models.encoders.encoder import Encoded, Encoder, input_of
 from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.shared_space import never_empty
 from mmlab.models.fusion.tower import FusionTower
@@ -58,12 +58,7 @@ def picture_of(batch: Batch, tower: FusionTower) -> Encoded:
     Raises:
         ValueError: The run reads no pictures.
     """
-    if batch.image is None:
-        raise ValueError(
-            f"the model has a tower for {Modality.IMAGE}, but the data module reads none: add it there, or "
-            "remove the tower"
-        )
-    seen: Encoded = tower(batch.image)
+    seen: Encoded = tower(input_of(batch, Modality.IMAGE))
     return seen
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from mmlab.assets import catalog
@@ -99,6 +100,36 @@ def load_causal(name: str, *, pretrained: bool) -> PreTrainedModel:
         ValueError: No such model, not a causal language model, or its weights do not fill it.
     """
     return load_model(name, pretrained=pretrained, kind=AutoModelForCausalLM).train()
+
+
+class SpecialTokens(NamedTuple):
+    """Token ids that stand for no word."""
+
+    mask: int | None
+    """Stands for a word that is to be guessed; None where the tokenizer knows no such token."""
+    every: tuple[int, ...]
+    """All of them, ascending."""
+
+
+def load_special_tokens(name: str) -> SpecialTokens:
+    """Read from a tokenizer which ids stand for no word.
+
+    Args:
+        name: Of the model that it belongs to: an asset, a folder, or a Hugging Face id.
+
+    Raises:
+        ValueError: There is none.
+    """
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source_of(name))
+        except (OSError, ValueError) as error:
+            raise _unavailable(name, error) from error
+    special = sorted(set(tokenizer.all_special_ids))
+    # Of a folder without a tokenizer transformers makes one that knows no word.
+    if len(tokenizer) <= len(special):
+        raise ValueError(f"there is no tokenizer beside the weights of {name!r}: save the model's own there")
+    return SpecialTokens(tokenizer.mask_token_id, tuple(special))
 
 
 def load_model(name: str, *, pretrained: bool, kind: type = AutoModel) -> PreTrainedModel:

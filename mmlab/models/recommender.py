@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmlab.batch import HISTORY, ITEM, NOBODY, USER, Batch, Embeddings, Input, Modality
-from mmlab.models.encoders.encoder import Encoded
+from mmlab.models.encoders.encoder import Encoded, input_of
 from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.fusion import Fusion, check_heads, mean_token
 from mmlab.models.fusion.tower import FusionTower
@@ -235,12 +235,7 @@ class Items(nn.Module):
         if self.fusion is not None:
             encoded = {}
             for modality, tower in self.towers():
-                inputs = batch.get(modality)
-                if inputs is None:
-                    raise ValueError(
-                        f"the model has a tower for {modality}, but the data module reads no {modality}: "
-                        f"add it there, or remove the tower `{modality}`"
-                    )
+                inputs = input_of(batch, modality)
                 remembers = tower.pooling is not None and not any(map(_moves, tower.parameters()))
                 encoded[modality] = self._known[modality](tower, inputs, item) if remembers else tower(inputs)
             parts.append(self.projection(mean_token(self.fusion(encoded))))

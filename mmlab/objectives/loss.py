@@ -33,6 +33,12 @@ class Loss(NamedTuple):
     shares: tuple[Share, ...] = ()
     """Empty: what a sample adds is not known."""
 
+    def times(self, weight: float) -> Loss:
+        """The same loss, counting so many times."""
+        return Loss(
+            weight * self.value, tuple(share._replace(loss=weight * share.loss) for share in self.shares)
+        )
+
 
 def mean_of(
     losses: Float[Tensor, " samples"],

@@ -105,6 +105,7 @@ def _split(whole: Input, starts: range, samples: int) -> Iterator[Input]:
             length=None if whole.length is None else whole.length[chosen],
             target=None if whole.target is None else whole.target[chosen],
             box=None if whole.box is None else whole.box[chosen],
+            masked=None if whole.masked is None else whole.masked[chosen],
         )
 
 

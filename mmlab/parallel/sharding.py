@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmlab.models.blocks import find_blocks
 
-_ENTRANCES = ("generate",)
-"""Methods beside `forward` that run a whole model."""
+_ENTRANCES = ("generate", "match")
+"""Methods beside `forward` that run a model, or what stands around its blocks."""
 
 
 def shard(root: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype | None = None) -> None:
@@ -25,7 +25,7 @@ def shard(root: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype | None = None
     weights may be of another type than trained ones. What is sharded already stays as it is.
 
     Args:
-        root: A task; its children (model, objective) are called by their `forward` or `generate`.
+        root: A task; its children (model, objective) are called by their `forward`, `generate` or `match`.
         mesh: Of one axis, or of two: replicas, and shards of each.
         dtype: Type in which the matrices of blocks are gathered, where autocast would turn them into it
             anyway: half the traffic, the same numbers. Vectors (biases, norms), what stands around blocks

@@ -55,6 +55,11 @@ class BaseTask(L.LightningModule, ABC):
         self._prepared = False
         self._followers = [module for module in self.model.modules() if isinstance(module, FollowsSteps)]
 
+    @property
+    def seed(self) -> int:
+        """That of the run (`seed_everything`)."""
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
     def configure_model(self) -> None:
         """Bring the model into the form in which it runs; Lightning calls this again for every stage.
 
@@ -108,8 +113,7 @@ class BaseTask(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the step, so that a resumed run draws what it would have drawn."""
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        seed = ((seed * 1_000_003 + step) * 65_537 + self.global_rank) % 2**63
+        seed = ((self.seed * 1_000_003 + step) * 65_537 + self.global_rank) % 2**63
         # torch.manual_seed would ask after every kind of device, at every step.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -27,24 +27,33 @@ from mmlab.data.module import ShardData
 from mmlab.data.plan import Loading
 from mmlab.data.prompt import Prompt, PromptReader
 from mmlab.data.signal import SignalReader
+from mmlab.data.text import TextReader
+from mmlab.models.caption_decoder import CaptionDecoder
 from mmlab.models.decoding import Decoding
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.encoders.signal import SignalEncoder
+from mmlab.models.encoders.text import TextEncoder
 from mmlab.models.fusion.product import ProductFusion
 from mmlab.models.fusion.tower import FusionTower
+from mmlab.models.fusion.transformer import TransformerFusion
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.models.heads import ClassificationHead
 from mmlab.models.language_model import LanguageModel
 from mmlab.models.media import MediaTower
 from mmlab.models.multimodal_lm import MultimodalLM
+from mmlab.models.pretraining_model import PretrainingModel
 from mmlab.objectives.contrastive import InfoNCE
+from mmlab.objectives.masked import MaskedTokens
+from mmlab.objectives.matching import Matching
+from mmlab.objectives.sequence import TokenCrossEntropy
 from mmlab.optim import Optimization
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel, FullySharded
 from mmlab.sources.generated import Generated
 from mmlab.tasks.answer_list import AnswerListTask
 from mmlab.tasks.base import BaseTask
+from mmlab.tasks.pretraining import PretrainingTask
 from mmlab.tasks.question_answering import QuestionAnsweringTask
 from mmlab.tasks.retrieval import RetrievalTask
 
@@ -137,6 +146,39 @@ def pictures(batch_size: int) -> ShardData:
         image=ImageReader(32, crop_scale=(0.5, 1.0)),
         text=PromptReader(language, prompts=prompts),
         loading=Loading(group_by="key", eval_batch_size=8, references=("json.caption",)),
+    )
+
+
+def pretraining(*, matching: bool = False) -> PretrainingTask:
+    """Pictures and their captions; the text encoder lies in the cache."""
+    torch.manual_seed(0)
+    text = TextEncoder(str(Path(os.environ["MMLAB_CACHE"]) / "text"), dropout=0.0)
+    return PretrainingTask(
+        PretrainingModel(
+            Tower(text, dim=16),
+            image=Tower(ImageEncoder("test_vit", pretrained=False, image_size=32), dim=16),
+            fusion=TransformerFusion({"image": 64, "text": 32}, dim=16, num_heads=2),
+            masked=True,
+            matching=matching,
+            decoder=CaptionDecoder(16, words=32, sees=64, num_heads=2),
+        ),
+        contrastive=InfoNCE(0.3),
+        masked=MaskedTokens(0.3),
+        matching=Matching() if matching else None,
+        captioning=TokenCrossEntropy(),
+        optimization=SGD,
+        adaptation=Policy("full"),
+    )
+
+
+def captions(batch_size: int) -> ShardData:
+    """Captions, of which some have no picture."""
+    return ShardData(
+        batch_size=batch_size,
+        source=Generated(train=256, val=50, test=24, missing={"image": 0.3, "signal": 0.3}),
+        image=ImageReader(32, crop_scale=(0.5, 1.0)),
+        text=TextReader(str(Path(os.environ["MMLAB_CACHE"]) / "text"), fields=["json.caption"]),
+        loading=Loading(group_by="json.caption", eval_batch_size=8, references=("json.shape",)),
     )
 
 

@@ -14,7 +14,20 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from sharded_runs import ADAMW, Fit, Record, answering, classifying, make_data, pictures, retrieval, run
+from pretraining_parts import tiny_text
+from sharded_runs import (
+    ADAMW,
+    Fit,
+    Record,
+    answering,
+    captions,
+    classifying,
+    make_data,
+    pictures,
+    pretraining,
+    retrieval,
+    run,
+)
 from tiny_language import tiny_language
 from torch import Tensor
 
@@ -75,6 +88,7 @@ TASKS = {
     "answer list with LoRA": Case(
         partial(classifying, {"image": "full", "signal": "lora"}), clip=0.5, ways=("ddp recomputed",)
     ),
+    "pretraining": Case(pretraining, data=captions, ways=("ddp", "fsdp2", "fsdp2 in parts")),
     "retrieval, frozen": Case(partial(retrieval, {"image": "frozen", "signal": "full"}), ways=SOME),
 }
 """Every task has a line here."""
@@ -91,6 +105,7 @@ QUICK = {
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     tiny_language(cache / "language")
+    tiny_text(cache / "text")
     return cache
 
 
@@ -125,6 +140,19 @@ def test_the_way_of_running_does_not_matter(
     assert (first.sharded > 10) == (WAYS[way].strategy != "ddp")
     check(first, second, alone(name), case.tolerance)
     assert max(first.norms) > 2 * case.clip, "no gradient is clipped"
+
+
+@pytest.mark.slow
+def test_pairs_of_a_rank_are_the_same_however_it_is_run(ranks: Any, cache: Path) -> None:
+    """They are drawn from its own samples, so one process draws others than two ranks do."""
+    fit = Fit(partial(pretraining, matching=True), data=captions, strategy="ddp", steps=20)
+    first, second = ranks(run, cache, cache, fit)
+    for strategy, execution in (("fsdp2", Execution()), ("fsdp2", IN_PARTS)):
+        way = fit._replace(strategy=strategy, execution=execution)
+        for one, other in zip((first, second), ranks(run, cache, cache, way), strict=True):
+            assert other.losses == pytest.approx(one.losses, abs=1e-5)
+            for name, value in one.weights.items():
+                close(other.weights[name], value, 2e-5, name)
 
 
 def bare_loop(batches: list[Batch], accumulate: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmlab.batch import Input, Modality
+from mmlab.batch import Batch, Input, Modality
 from mmlab.models.network import Network
 
 
@@ -82,3 +82,18 @@ class Encoder(Network):
     @abstractmethod
     def encode(self, inputs: Input) -> Encoded:
         """Encode every row."""
+
+
+def input_of(batch: Batch, modality: Modality) -> Input:
+    """What a tower reads of a batch.
+
+    Raises:
+        ValueError: The run does not read the modality.
+    """
+    inputs = batch.get(modality)
+    if inputs is None:
+        raise ValueError(
+            f"the model has a tower for {modality}, but the data module reads no {modality}: "
+            f"add it there, or remove the tower `{modality}`"
+        )
+    return inputs

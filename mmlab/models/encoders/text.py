@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmlab.batch import Input, Modality
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.layout import Layout
-from mmlab.models.pretrained import load_text
+from mmlab.models.pretrained import SpecialTokens, load_special_tokens, load_text
 
 
 class TextEncoder(Encoder):
@@ -58,6 +58,21 @@ class TextEncoder(Encoder):
                 raise ValueError(f"{name!r} has no dropout layers: leave dropout={dropout} out")
             for layer in layers:
                 layer.p = dropout
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The table of word embeddings."""
+        table = self.backbone.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    def special_tokens(self) -> SpecialTokens:
+        """Which ids of the model's own tokenizer stand for no word.
+
+        Raises:
+            ValueError: There is no tokenizer beside the model.
+        """
+        return load_special_tokens(self.name)
 
     def encode(self, inputs: Input) -> Encoded:
         """Encode token ids, int64 [rows, tokens].

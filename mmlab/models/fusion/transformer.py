@@ -55,3 +55,16 @@ class TransformerFusion(Fusion):
         for layer in self.layers:
             tokens = layer(tokens, mask[:, None, None, :])
         return Encoded(self.norm(tokens), mask)
+
+    def tokens_of(self, modality: Modality, encoded: Mapping[Modality, Encoded], fused: Encoded) -> Encoded:
+        """The tokens of one modality in what became of all of them.
+
+        Args:
+            modality: One of those that were fused.
+            encoded: What was fused.
+            fused: What came of it.
+        """
+        before = list(self.dims)[: list(self.dims).index(modality)]
+        start = 1 + sum(encoded[other].tokens.shape[1] for other in before)
+        chosen = slice(start, start + encoded[modality].tokens.shape[1])
+        return Encoded(fused.tokens[:, chosen], fused.mask[:, chosen])
