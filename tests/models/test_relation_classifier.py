@@ -162,7 +162,9 @@ def test_parts_and_rows_that_do_not_fit() -> None:
     assert given.text.target is not None
     with pytest.raises(ValueError, match=r"the model tells relations: read two entities by data\.text"):
         classifier()(replace(given, text=replace(given.text, target=None)))
-    with pytest.raises(ValueError, match="the model has a tower for image, but the data module reads none"):
+    with pytest.raises(
+        ValueError, match="the model has a tower for image, but the data module reads no image"
+    ):
         classifier(sees=True)(replace(given, image=None))
     one = given.text.target.clone()
     one[1] &= one[1].cumsum(dim=0) == 1
