@@ -14,7 +14,7 @@ from mmlab.models.fusion.bottleneck import BottleneckFusion
 from mmlab.models.fusion.concatenation import ConcatenationFusion
 from mmlab.models.fusion.crossmodal import CrossmodalFusion
 from mmlab.models.fusion.fusion import Fusion
-from mmlab.models.fusion.graph import GraphFusion
+from mmlab.models.fusion.graph import GraphFusion, Near
 from mmlab.models.fusion.product import ProductFusion
 from mmlab.models.fusion.projection import ProjectionFusion
 from mmlab.models.fusion.tensor import LowRankTensorFusion, TensorFusion
@@ -39,7 +39,7 @@ FUSIONS: dict[str, Make] = {
     "crossmodal": partial(CrossmodalFusion, num_heads=2),
     "graph": partial(GraphFusion, num_heads=2),
     "graph_product": partial(GraphFusion, num_heads=2, score="product"),
-    "graph_near": partial(GraphFusion, num_heads=2, edges="near", reach=0.6),
+    "graph_near": partial(GraphFusion, num_heads=2, near=Near(0.6)),
     "graph_best": partial(GraphFusion, num_heads=2, edges="between", keep=2),
     "clock": partial(ClockFusion, ticks=3),
     "alignment": AlignmentFusion,

@@ -18,7 +18,7 @@ from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.alignment import AlignmentFusion, ClockFusion, monotonic, resample
 from mmlab.models.fusion.bottleneck import BottleneckFusion
 from mmlab.models.fusion.crossmodal import CrossmodalFusion
-from mmlab.models.fusion.graph import GraphFusion, GraphLayer, near, place_of
+from mmlab.models.fusion.graph import GraphFusion, GraphLayer, Near, near, place_of
 from mmlab.models.fusion.tensor import TensorFusion
 from mmlab.models.fusion.transformer import TransformerFusion
 
@@ -111,7 +111,7 @@ def test_a_node_hears_its_edges_only() -> None:
 def test_what_is_near_does_not_depend_on_the_batch() -> None:
     """Padding to a number that is a square makes no picture of a sequence."""
     torch.manual_seed(0)
-    fusion = GraphFusion({"image": 3}, dim=8, edges="near", reach=0.2)
+    fusion = GraphFusion({"image": 3}, dim=8, near=Near(0.2))
     tokens = torch.randn(1, 9, 3)
     alone = fusion({IMAGE: Encoded(tokens, torch.ones(1, 9, dtype=torch.bool))}).tokens
     for width in (12, 16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,16 +17,27 @@ from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.fusion.fusion import Fusion, check_heads
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
 
-Edges = Literal["all", "within", "between", "near"]
+Edges = Literal["all", "within", "between"]
 Score = Literal["additive", "product"]
+
+
+@dataclass(frozen=True)
+class Near:
+    """Which nodes are near each other: see :func:`near`."""
+
+    reach: float = 0.25
+    """How far apart they may be, as a share of the picture's side or the length of a sequence."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the tokens of a picture, row by row; None: they are steps of a sequence, as those
+    of other modalities."""
 
 
 class GraphFusion(Fusion):
     """Graph attention over the tokens of all modalities: words, regions, objects, moments.
 
     Nodes are projected tokens (:class:`SharedSpace`). Edges lead between all nodes, `within` a modality,
-    `between` modalities, or where nodes are `near` each other (:func:`near`); every node has one to itself.
-    With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
+    `between` modalities; of these, where `near` is set, only those between nodes near each other. Every node
+    has one to itself. With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
     Memory grows with nodes^2, for additive scores times `dim`: pool long sequences before.
     """
 
@@ -35,8 +47,7 @@ class GraphFusion(Fusion):
         *,
         dim: int,
         edges: Edges = "all",
-        reach: float = 0.25,
-        grid: tuple[int, int] | None = None,
+        near: Near | None = None,
         keep: int | None = None,
         score: Score = "additive",
         num_layers: int = 2,
@@ -48,9 +59,7 @@ class GraphFusion(Fusion):
             dims: Size of the tokens of each modality, by its name.
             dim: Size of the result.
             edges: Which nodes may listen to which.
-            reach: How far apart nodes may be that are `near`, as a share of the picture's side or the length.
-            grid: Rows and columns of the tokens of a picture, row by row, for `near`; None: they are steps of
-                a sequence, as those of other modalities.
+            near: Leave out edges between nodes that are farther apart.
             keep: Edges of each node that are used, the best ones; None: all.
             score: How edges are scored: see :class:`GraphLayer`. Products learn far faster how far apart two
                 nodes are, which sums of layers have to approximate.
@@ -65,8 +74,7 @@ class GraphFusion(Fusion):
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: every node listens to one other at least")
         self.edges: Edges = edges
-        self.reach = reach
-        self.grid = grid
+        self.near = near
         self.space = SharedSpace(self.dims, dim=dim)
         self.layers = nn.ModuleList(
             GraphLayer(dim, num_heads=num_heads, relations=len(self.dims) ** 2, keep=keep, score=score)
@@ -92,13 +100,12 @@ class GraphFusion(Fusion):
         self, parts: Mapping[Modality, Encoded], kind: Int64[Tensor, " nodes"]
     ) -> Bool[Tensor, "#samples nodes nodes"]:
         same = (kind[:, None] == kind[None, :])[None]
-        if self.edges == "all":
-            return torch.ones_like(same)
-        if self.edges == "near":
-            grids = [self.grid if modality is Modality.IMAGE else None for modality in parts]
-            places = [place_of(part.mask, grid) for part, grid in zip(parts.values(), grids, strict=True)]
-            return near(places, self.reach)
-        return same if self.edges == "within" else ~same
+        edge = {"all": torch.ones_like(same), "within": same, "between": ~same}[self.edges]
+        if self.near is None:
+            return edge
+        grids = [self.near.grid if modality is Modality.IMAGE else None for modality in parts]
+        places = [place_of(part.mask, grid) for part, grid in zip(parts.values(), grids, strict=True)]
+        return edge & near(places, self.near.reach)
 
 
 class GraphLayer(nn.Module):
