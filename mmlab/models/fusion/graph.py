@@ -37,7 +37,8 @@ class GraphFusion(Fusion):
 
     Nodes are projected tokens (:class:`SharedSpace`). Edges lead between all nodes, `within` a modality,
     `between` modalities; of these, where `near` is set, only those between nodes near each other. Every node
-    has one to itself. With `keep` a node listens to that many of its edges only, those of the highest score: they are learned.
+    has one to itself. With `keep` a node listens to that many of its edges only, those of the highest score:
+    they are learned.
     Memory grows with nodes^2, for additive scores times `dim`: pool long sequences before.
     """
 
