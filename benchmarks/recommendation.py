@@ -38,7 +38,7 @@ QUICK = ["--trainer.max_epochs", "1"]
 SHOWN = ("recall20", "ndcg20", "map20", "hit20", "coverage20", "recall20@cold")
 VARIANTS: dict[str, dict[str, Any]] = {
     "words_and_numbers": {},
-    "words_alone": {"numbered": False},
+    "words_alone": {"number_dropout": None},
     "numbers_alone": {"text": None, "fusion": None},
 }
 WHOLE = "words_and_numbers"

@@ -125,7 +125,9 @@ class GradientBlend(Balance):
     def after_validation(self) -> dict[str, float]:
         """Take new weights, if it is time; returns the validation loss of each branch."""
         assert self._validated is not None, "measured"
-        trained = torch.zeros_like(self._validated) if self._trained is None else self._trained
+        # After a resume in the middle of a validation, what was seen in training lies on the CPU.
+        nothing = torch.zeros_like(self._validated)
+        trained = nothing if self._trained is None else self._trained.to(nothing)
         sums = collectives.total(torch.stack([trained, self._validated])).tolist()
         self._trained = self._validated = None
         means = [[loss / weight if weight > 0 else math.nan for loss, weight in part] for part in sums]

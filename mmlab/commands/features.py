@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     words = [word for file in arguments.config for word in ("--config", file)] + arguments.words
     built = build(Parts, ["fit", *words])
+    if built.beginning is not None:
+        raise ValueError("features are of the encoders that the config names: leave --model.init_from out")
     work = find_work(built.model, built.datamodule, built.trainer.strategy.root_device, arguments.splits)
     used = built.datamodule.loading.features
     folder: Path = arguments.out or Path(used or cache_dir() / "features" / built.run_name)

@@ -21,6 +21,7 @@ from mmlab.models.fingerprint import weights_digest
 from mmlab.runs.checkpoint import Weights, find_checkpoint, read_weights
 
 _MODEL = "model."
+_LAYOUT = "layout."
 
 
 class Part(NamedTuple):
@@ -93,6 +94,10 @@ class Beginning:
         if found is None:
             return Part(path, 0, f"stays: the run has no encoder of {encoder.modality}")
         state = _below(found, theirs.state)
+        # A layout is added to an encoder, which is the same without.
+        layout = {name for name in own if name.startswith(_LAYOUT)}
+        apart = set() if any(name.startswith(_LAYOUT) for name in state) else layout
+        own = {name: tensor for name, tensor in own.items() if name not in apart}
         source = f"from {found}" if found != path else "taken"
         base = theirs.bases.get(found)
         if own.keys() == state.keys() and not _misfits(own, state):
@@ -100,7 +105,7 @@ class Beginning:
             return Part(path, len(state), source)
         if base is None:
             return Part(path, 0, f"stays: {found} is another network there ({_difference(own, state)})")
-        if base != (digest := weights_digest(encoder)):
+        if base != (digest := weights_digest(encoder, without=apart)):
             raise ValueError(
                 f"--model.init_from {self.checkpoint}: its {found} was trained beside other pretrained "
                 f"weights ({base[:12]}, here {digest[:12]}): give {path} the same ones"
@@ -153,10 +158,15 @@ def begin(parser: LightningArgumentParser, config: Namespace) -> Beginning | Non
         config: Of the subcommand.
 
     Raises:
-        ValueError: There is no such run.
+        ValueError: There is no such run, or the data bring features.
     """
     if config.init_from is None or config.ckpt_path is not None:
         return None
+    if config.data.loading.features is not None:
+        raise ValueError(
+            "--model.init_from with data.loading.features: the encoders are not those that the config names, "
+            "and a run that goes on would take the features for wrong: leave one out"
+        )
     beginning = Beginning(Path(config.init_from))
 
     def begun(kind: type[Policy], *arguments: Any, **named: Any) -> Policy:

@@ -75,8 +75,8 @@ class ShardData(LightningDataModule):
             loading: How batches are formed and built.
 
         Raises:
-            ValueError: No modality is read, one by the reader of another, or a turn's field is named where no
-                reader knows turns.
+            ValueError: No modality is read, one by the reader of another, a turn's field is named where no
+                reader knows turns, or a share of a mixture.
         """
         super().__init__()
         self.batch_size = batch_size
@@ -90,6 +90,11 @@ class ShardData(LightningDataModule):
                     f"{name}"
                 )
         readers = [reader for reader in given.values() if reader is not None]
+        if isinstance(source, Mixture) and splits.train_share < 1:
+            raise ValueError(
+                f"data.splits.train_share={splits.train_share}: a mixture has none of its own: set "
+                "data.source.init_args.parts.NAME.splits.train_share of each part"
+            )
         self.readers: tuple[Reader, ...] = tuple(reader.beside(readers) for reader in readers)
         self.loading = loading
         if not self.readers:

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from mmlab import collectives
 from mmlab.batch import HISTORY, ITEM, NOBODY, USER, Batch, Embeddings
-from mmlab.metrics.ranking import TILE, Scores, bootstrap_interval
+from mmlab.metrics.ranking import FEW, TILE, Scores, bootstrap_interval
 
 DEPTHS = (5, 10, 20, 50)
 _WITH_INTERVAL = ("recall20", "ndcg20")
@@ -97,22 +97,28 @@ def rank_catalogue(users: Sequence[Told], offered: Catalogue, *, depth: int = DE
         scores = scores.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         for row, one in zip(scores, tile, strict=True):
             row[_columns(one.history, offered.number)] = -torch.inf
-        ordered = scores.sort(dim=1)
-        for row, found, one in zip(scores, ordered.values, tile, strict=True):
-            column = _columns(torch.tensor(one.wanted, dtype=torch.int64), offered.number)
-            wanted = row[column]
-            wanted = wanted[wanted > -torch.inf].sort(descending=True).values
-            # Matrix products of identical vectors differ by some units of rounding.
-            threshold = wanted - 8 * torch.finfo(row.dtype).eps
-            not_below = items - torch.searchsorted(found, threshold)
-            tied = len(wanted) - torch.searchsorted(wanted.flip(0), threshold)
-            place = torch.arange(1, len(wanted) + 1)
-            reached = place + (not_below - tied)
-            ranks.append(torch.cat([reached, reached.new_full((len(one.wanted) - len(wanted),), NEVER)]))
-        last = ordered.indices[:, items - depth :].flip(1)
-        there = ordered.values[:, items - depth :].flip(1) > -torch.inf
-        best.append(torch.where(there, offered.number[last], NOBODY))
+        ranks += [_ranks(row, offered, one.wanted) for row, one in zip(scores, tile, strict=True)]
+        listed = scores.topk(depth, dim=1)
+        best.append(torch.where(listed.values > -torch.inf, offered.number[listed.indices], NOBODY))
     return Lists(ranks, torch.cat(best) if best else torch.empty(0, depth, dtype=torch.int64))
+
+
+def _ranks(
+    row: Float[Tensor, " items"], offered: Catalogue, wanted: Sequence[int]
+) -> Int64[Tensor, " wanted"]:
+    """Ranks of what a user wants, ascending, by the scores of everything; -inf is not offered."""
+    column = _columns(torch.tensor(wanted, dtype=torch.int64), offered.number)
+    score = row[column]
+    score = score[score > -torch.inf].sort(descending=True).values
+    # Matrix products of identical vectors differ by some units of rounding.
+    threshold = score - 8 * torch.finfo(row.dtype).eps
+    if len(score) <= FEW:
+        not_below = (row >= threshold[:, None]).sum(dim=1)
+    else:
+        not_below = len(row) - torch.searchsorted(row.sort().values, threshold)
+    tied = (score >= threshold[:, None]).sum(dim=1)
+    reached = torch.arange(1, len(score) + 1) + (not_below - tied)
+    return torch.cat([reached, reached.new_full((len(wanted) - len(score),), NEVER)])
 
 
 def score_user(rank: Int64[Tensor, " wanted"]) -> dict[str, float]:
@@ -180,14 +186,15 @@ class RecommendationMetrics(Metric):
             number = int(rows[sample, ITEM])
             if number != NOBODY:
                 place = int(batch.place[sample])
-                self._items[number] = _Offered(item[sample], batch.kind_of(sample), place)
+                # Cloned: a view would be sent to other ranks with the whole batch behind it.
+                self._items[number] = _Offered(item[sample].clone(), batch.kind_of(sample), place)
             wanted = _numbers(key, batch.references[sample]) if batch.references else ()
             if not wanted and number != NOBODY and int(rows[sample, USER]) != NOBODY:
                 wanted = (number,)
             if wanted:
                 history = rows[sample, HISTORY:]
                 place = int(batch.place[sample])
-                self._users.append(Told(place, key, user[sample], history[history != NOBODY], wanted))
+                self._users.append(Told(place, key, user[sample].clone(), history[history != NOBODY], wanted))
 
     def everything(self) -> tuple[list[Told], Catalogue]:
         """Users in the order of their places, and what is offered; every rank must call it."""

@@ -29,21 +29,20 @@ class Popularity(nn.Module, FollowsSteps):
         self.register_buffer("count", torch.ones(items, dtype=torch.int64))
         # No buffer: DDP would put rank 0's in its place before this step has been added up.
         self._new: Tensor | None = None
-        # What runs again in the backward pass then leaves the buffers alone, as those of batch norms.
-        self.track_running_stats = True
 
     def forward(self, item: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Log of the share of training samples that have the item; in training those given are counted.
+        """Log of the share of training samples that have the item.
 
         Args:
-            item: Numbers, or :data:`~mmlab.batch.NOBODY`, which is not counted.
+            item: Numbers, or :data:`~mmlab.batch.NOBODY`, which gives anything.
         """
-        known = item != NOBODY
-        if self.training and self.track_running_stats:
-            new = torch.bincount(item[known], minlength=len(self.count))
-            self._new = new if self._new is None else self._new + new
         share = (self.count.double() / self.count.sum()).log().float()
         return share[item.clamp(min=0)]
+
+    def see(self, item: Int64[Tensor, " rows"]) -> None:
+        """Count the items of a training batch; not in `forward`, which a backward pass may run again."""
+        new = torch.bincount(item[item != NOBODY], minlength=len(self.count))
+        self._new = new if self._new is None else self._new + new
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -154,7 +155,7 @@ class PretrainingModel(Towers):
 
     def ordinary_words(self, batch: Batch) -> Bool[Tensor, "rows steps"]:
         """Tokens of valid samples that stand for a word, not for an end, padding or nothing known."""
-        text = input_of(batch, Modality.TEXT)
+        text = _ids(input_of(batch, Modality.TEXT))
         assert text.mask is not None, "text without lengths"
         there = owned(text.mask, text) & batch.valid[text.owner.clamp(min=0)][:, None]
         return there & self.ordinary[text.data]
@@ -207,7 +208,7 @@ class PretrainingModel(Towers):
         assert self.text is not None
         assert text.masked is not None
         assert text.target is not None
-        hidden = Input(text.masked, text.owner, text.present, text.length)
+        hidden = replace(text, data=text.masked, masked=None)
         encoded = self.text.encoder(hidden)
         parts = {Modality.TEXT: side_by_side(encoded, text), self.beside: beside}
         own = self.fusion.tokens_of(Modality.TEXT, parts, self.fusion(parts))
@@ -221,13 +222,14 @@ class PretrainingModel(Towers):
         """Say each word after those before it, where there is something that the text is of."""
         assert self.decoder is not None
         assert self.decoder_head is not None
-        assert text.mask is not None
+        mask = _ids(text).mask
+        assert mask is not None
         table = self._words().weight
         owner = text.owner.clamp(min=0)
         seen = never_empty(beside)
         tokens = self.decoder(text.data, table, Encoded(seen.tokens[owner], seen.mask[owner]))
         known = batch.valid[owner] & beside.mask.any(dim=1)[owner]
-        target = owned(text.mask, text)[:, 1:] & known[:, None]
+        target = owned(mask, text)[:, 1:] & known[:, None]
         logits = self.decoder_head(tokens[:, :-1][target], table)
         return _told(logits, target, text.data[:, 1:], text.owner, batch)
 
@@ -244,6 +246,16 @@ def _check_fusion(fusion: TransformerFusion | None, sizes: dict[Modality, int], 
         raise ValueError(
             f"the encoders give {named}, but the fusion is made for {found}: set its dims to that"
         )
+
+
+def _ids(text: Input) -> Input:
+    """Raise ValueError where text is not token ids, but what the encoder gave of them."""
+    if text.encoded:
+        raise ValueError(
+            "words are hidden and said by their ids, but data.loading.features brings what the text encoder "
+            "gave: leave it out"
+        )
+    return text
 
 
 def _chosen(encoded: Encoded, samples: Int64[Tensor, " pairs"]) -> Encoded:

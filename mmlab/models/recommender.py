@@ -24,8 +24,9 @@ class Users(nn.Module):
 
     The history is read by transformer layers over [summary; items], each item with a vector for how long ago
     it was, as places from the end (SASRec: Kang and McAuley 2018, arXiv:1808.09781, without its causal mask,
-    since the next item alone is told); without layers it is the mean of its items. Of a user without number
-    or history stands a learned vector in its place.
+    since the next item alone is told); without layers it is the mean of its items. Beside a history, what
+    numbers add starts at zero: a user that training has never had is told by the history alone. Without
+    histories such a user is told by a random vector.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Users(nn.Module):
         self.dim = dim
         self.max_history = max_history
         self.dropout = nn.Dropout(dropout)
-        # One row more, for those that are not known.
+        # One row more, for those without a number.
         self.users = None if users is None else _table(users + 1, dim)
+        if self.users is not None and items is not None:
+            nn.init.zeros_(self.users.weight)
         self.items = None if items is None else _table(items, dim)
         if items is not None:
             self.ago = _table(max_history, dim)
@@ -114,7 +117,8 @@ class Users(nn.Module):
 class Remembered:
     """What a frozen tower gave of each item: it need not run twice. Not kept in checkpoints.
 
-    Ranks need not agree on what they know, so this is for towers whose weights lie whole on each.
+    Training and evaluation each have their own, for they may read an item in different ways. Ranks need not
+    agree on what they know, so this is for towers whose weights lie whole on each.
     """
 
     def __init__(self, items: int) -> None:
@@ -124,34 +128,39 @@ class Remembered:
             items: How many there are.
         """
         self._items = items
-        self._token: Tensor | None = None
+        self._tokens: dict[bool, Tensor] = {}
 
-    def __call__(self, tower: FusionTower, inputs: Input, item: Int64[Tensor, " samples"]) -> Encoded:
+    def __call__(
+        self, tower: FusionTower, inputs: Input, item: Int64[Tensor, " samples"], *, training: bool
+    ) -> Encoded:
         """One token of each item; the tower runs for those that are not known yet.
 
         Args:
             tower: Frozen, and with a pooling.
             inputs: Of the samples.
             item: Their numbers, or NOBODY, of which there is no token.
+            training: Which of the two memories.
         """
-        if self._token is None or self._token.device != item.device:
-            # Behind the token stands whether the item has the modality, and whether it is known.
-            self._token = torch.zeros(self._items, tower.dim + 2, device=item.device)
-        new = ((item != NOBODY) & (self._token[item.clamp(min=0), -1] == 0)).nonzero().flatten()
-        if len(new) > 0:
-            with torch.no_grad():
-                tokens, mask = tower(inputs.select(new))
-            known = torch.ones_like(mask[:, :1]).float()
-            self._token[item[new]] = torch.cat([tokens[:, 0], mask[:, :1].float(), known], dim=1)
-        kept = self._token[item.clamp(min=0)]
+        # What an evaluation remembers is changed in the next one: no tensors of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            token = self._tokens.get(training)
+            if token is None or token.device != item.device:
+                # Behind the token stands whether the item has the modality, and whether it is known.
+                token = torch.zeros(self._items, tower.dim + 2, device=item.device)
+                self._tokens[training] = token
+            new = ((item != NOBODY) & (token[item.clamp(min=0), -1] == 0)).nonzero().flatten()
+            if len(new) > 0:
+                found = tower(inputs.select(new))
+                has = found.mask[:, :1].float()
+                token[item[new]] = torch.cat([found.tokens[:, 0], has, torch.ones_like(has)], dim=1)
+        kept = token[item.clamp(min=0)]
         return Encoded(kept[:, None, :-2], (kept[:, -2:-1] > 0) & (item != NOBODY)[:, None])
 
 
 class Items(nn.Module):
     """Items by what is known of them (any modalities, fused), by their number, or by the sum of both.
 
-    What numbers add starts at zero: an item that training has never had is told by its content alone. A
-    tower that is frozen throughout runs once for each item, which is remembered, unless it is sharded.
+    What numbers add starts at zero: an item that training has never had is told by its content alone.
     """
 
     def __init__(
@@ -159,8 +168,8 @@ class Items(nn.Module):
         dim: int,
         *,
         items: int,
-        numbered: bool = True,
-        number_dropout: float = 0.0,
+        number_dropout: float | None = 0.0,
+        remember: bool = False,
         image: FusionTower | None = None,
         text: FusionTower | None = None,
         audio: FusionTower | None = None,
@@ -171,9 +180,12 @@ class Items(nn.Module):
         Args:
             dim: Size of a vector.
             items: How many there are.
-            numbered: Whether each has a vector of its own.
-            number_dropout: Share of items of which training leaves that vector out, so that their content
-                learns to stand alone (DropoutNet: Volkovs et al. 2017).
+            number_dropout: Share of items of which training leaves out the vector of their number, so that
+                their content learns to stand alone (DropoutNet: Volkovs et al. 2017); None: numbers have no
+                vectors.
+            remember: Run towers that are frozen throughout, and not sharded, once for each item in training
+                and once in evaluation. Of content that training reads at random (crops, one of several
+                texts) the first view then stays.
             image: Encoder of pictures.
             text: Encoder of texts.
             audio: Encoder of sounds.
@@ -186,7 +198,8 @@ class Items(nn.Module):
         super().__init__()
         self.dim = dim
         self.image, self.text, self.audio = image, text, audio
-        self.number_dropout = number_dropout
+        self.number_dropout = 0.0 if number_dropout is None else number_dropout
+        self.remember = remember
         dims = {modality.value: tower.dim for modality, tower in self.towers()}
         for modality, tower in self.towers():
             if tower.encoder.modality != modality:
@@ -200,12 +213,12 @@ class Items(nn.Module):
                 f"the towers give {dims}, but the fusion is made for dims={made_for}: set it to what they "
                 "give"
             )
-        if not numbered and not dims:
-            raise ValueError("items by what? Set numbered: true, or a tower and a fusion")
+        if number_dropout is None and not dims:
+            raise ValueError("items by what? Set number_dropout: 0.0, or a tower and a fusion")
         self.fusion = fusion
         self._known = {modality: Remembered(items) for modality, _ in self.towers()}
         self.popularity = Popularity(items)
-        self.numbers = nn.Embedding(items, dim) if numbered else None
+        self.numbers = None if number_dropout is None else nn.Embedding(items, dim)
         if fusion is not None:
             self.projection = nn.Sequential(nn.LayerNorm(fusion.dim), nn.Linear(fusion.dim, dim))
         if self.numbers is not None:
@@ -236,8 +249,12 @@ class Items(nn.Module):
             encoded = {}
             for modality, tower in self.towers():
                 inputs = input_of(batch, modality)
-                remembers = tower.pooling is not None and not any(map(_moves, tower.parameters()))
-                encoded[modality] = self._known[modality](tower, inputs, item) if remembers else tower(inputs)
+                fixed = tower.pooling is not None and not any(map(_moves, tower.parameters()))
+                if self.remember and fixed:
+                    known = self._known[modality]
+                    encoded[modality] = known(tower, inputs, item, training=self.training)
+                else:
+                    encoded[modality] = tower(inputs)
             parts.append(self.projection(mean_token(self.fusion(encoded))))
         if self.numbers is not None:
             own = self.numbers(item.clamp(min=0))
@@ -295,7 +312,7 @@ class Recommender(nn.Module):
         return Recommended(
             user=Embeddings(_unit(self.users(user, history)), torch.where(pair, item, nobody), batch.place),
             item=Embeddings(_unit(self.items(batch, item)), torch.where(known, item, nobody), batch.place),
-            log_share=self.items.popularity(torch.where(pair, item, nobody)),
+            log_share=self.items.popularity(item),
             history=history,
         )
 

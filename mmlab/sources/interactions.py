@@ -52,11 +52,16 @@ def divide(
         interactions: In any order; equal ones count once, the first.
         how: See above.
         shares: Of val and of test.
+
+    Raises:
+        ValueError: There is no interaction.
     """
     first: dict[tuple[str, str], Interaction] = {}
     for one in sorted(interactions, key=lambda one: (one.time, one.user, one.item)):
         first.setdefault((one.user, one.item), one)
     ordered = list(first.values())
+    if not ordered:
+        raise ValueError("there is no interaction: nothing to learn from")
     val, test = shares
     if how == "time":
         places = [len(ordered) * (1 - val - test), len(ordered) * (1 - test)]
@@ -113,7 +118,8 @@ def interaction_items(
     left_out: Counter[str] = Counter()
     chosen: dict[str, list[int]] = defaultdict(list)
     for number, one in enumerate(parts[TRAIN]):
-        about = {"user": user_number[one.user], "history": chosen[one.user][-history:]}
+        before = chosen[one.user]
+        about = {"user": user_number[one.user], "history": before[max(0, len(before) - history) :]}
         splits[TRAIN].append(_sample(f"train-{number:08d}", offered[one.item], item_number[one.item], about))
         chosen[one.user].append(item_number[one.item])
     for split in ("val", "test"):

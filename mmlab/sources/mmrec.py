@@ -23,7 +23,9 @@ _FEATURES = {"text": "text_feat.npy", "image": "image_feat.npy"}
 class MmRec(Released):
     """Interactions and features in the layout of MMRec (Zhou 2023, arXiv:2302.03497): `.inter` and `.npy`.
 
-    The splits are the released ones (`x_label` 0, 1, 2). Samples are as those of
+    The splits are the released ones (`x_label` 0, 1, 2). In the test, what a user has from train and from val
+    is not offered again; MMRec itself leaves out what is from train only, so its numbers are somewhat lower.
+    Samples are as those of
     :class:`~mmlab.sources.movielens.MovieLens`, but that items have no words: the features of each, where the
     release has them, are `text.npy` and `image.npy`. They are in every sample of train too, since a shard is
     read from front to end: Baby, with 4,096 numbers for a picture, takes about 2.5 GB.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class MovieLens(Released):
     `history` (films that the user liked before), `title`, `genres`, `text` (both) and `group` (the film). Val
     and test have a sample for every film (`item`, `text`, `kind`: cold where train never has it, else warm)
     and one for every user who liked something in that split (`user`, `history`, `wanted`). Users and films
-    are numbers from 0; `dataset.json` says how many there are.
+    are numbers from 0; `dataset.json` says how many there are. Preparing takes about 1.5 KB of memory for
+    each interaction: 20 GB for ml-25m.
     """
 
     name = "movielens"
@@ -92,7 +94,12 @@ class MovieLens(Released):
                 if not 0.5 <= float(rating) <= 5:
                     raise ValueError(f"the rating {rating} is none from 0.5 to 5")
                 if float(rating) >= self.least:
-                    liked.append(Interaction(user, film, float(int(time))))
+                    # One string for each user and film: a release has millions of rows.
+                    liked.append(Interaction(sys.intern(user), sys.intern(film), float(int(time))))
+        if not liked:
+            raise ValueError(
+                f"no rating in {annotations['ratings']} is {self.least:g} or more: lower `least`."
+            )
         return interaction_items(
             divide(liked, self.division, shares=self.shares),
             films,
@@ -111,16 +118,29 @@ def check_division(val: float, test: float, history: int) -> None:
 
 def _rows(files: ReleasedFiles, name: str, columns: int) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table with the number of their line: CSV with a heading, or cells parted by `::`."""
-    if name.endswith(".dat"):
-        # In Latin-1, as the releases up to 10M are.
-        lines = files.read(name).decode("latin-1").splitlines()
-        table = [line.split("::") for line in lines]
-        heading = 0
-    else:
-        table = list(csv.reader(io.StringIO(files.text(name), newline="")))
-        heading = 1
-    for place, row in enumerate(table[heading:], start=1 + heading):
+    for place, row in _cells(files, name):
         with files.naming(name, place):
             if len(row) != columns:
                 raise ValueError(f"{len(row)} columns instead of {columns}")
         yield place, row
+
+
+def _cells(files: ReleasedFiles, name: str) -> Iterator[tuple[int, list[str]]]:
+    if name.endswith(".dat"):
+        content = files.read(name)
+        try:
+            text = content.decode("utf-8")  # of ml-10m
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")  # of ml-1m
+        for place, line in enumerate(text.rstrip().split("\n"), start=1):
+            yield place, line.rstrip("\r").split("::")
+        return
+    table = csv.reader(io.StringIO(files.text(name), newline=""), strict=True)
+    try:
+        next(table, None)
+        for row in table:
+            yield table.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{name}, line {table.line_num}, in {files.path} is not as released: {error}."
+        ) from error

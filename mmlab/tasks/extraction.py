@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
-from mmlab.metrics.entities import EntityScores
+from mmlab.metrics.entities import OUTSIDE, EntityScores
 from mmlab.metrics.text import TextMetrics, TextScore
 from mmlab.models.word_tagger import WordTagger
 from mmlab.optim import Optimization
@@ -53,8 +53,13 @@ class ExtractionTask(TaggingTask):
         """Keep the tags of a batch beside the right ones."""
         answers = self.predict(batch)
         told = beside(answers, batch)
-        for answer, one in zip(answers, told, strict=True):
-            check_tags(answer.key, one.references, len(one.prediction.split()), self.tags)
+        assert batch.text is not None, "the model has read words"
+        there = batch.text.present.tolist()
+        for number, (answer, one) in enumerate(zip(answers, told, strict=True)):
+            if there[answer.sample]:
+                check_tags(answer.key, one.references, len(one.prediction.split()), self.tags)
+            else:  # its text was taken away
+                told[number] = one._replace(prediction=" ".join([OUTSIDE] * len(one.references)))
         metrics.update(
             [one._replace(references=(" ".join(one.references),)) if one.references else one for one in told]
         )

@@ -90,6 +90,8 @@ class KeyFieldTask(TaggingTask):
 
     def _fields(self, batch: Batch, told: Tagged) -> dict[str, str]:
         """The string of each field."""
+        if batch.text is not None and not batch.text.present[told.sample]:
+            return {}  # its text was taken away
         words, glued, _ = read_document(batch, told.sample)
         if len(words) != len(told.tags):
             raise ValueError(

@@ -14,6 +14,7 @@ from mmlab.batch import NOBODY, Batch, Modality
 from mmlab.metrics.pretraining import PretrainingMetrics
 from mmlab.models.dual_encoder import DualEncoderOutput
 from mmlab.models.encoders.encoder import input_of
+from mmlab.models.encoders.text import TextEncoder
 from mmlab.models.fusion.fusion import mean_token
 from mmlab.models.fusion.tower import side_by_side
 from mmlab.models.pretraining_model import PretrainingModel, PretrainingOutput
@@ -182,6 +183,13 @@ def _prepare(model: PretrainingModel, objectives: Mapping[str, nn.Module | None]
             )
         if objectives[name] is None and part is not None:
             raise ValueError(f"the model has {setting}, which nothing trains: give {name}, or leave it out")
+    if not any(objectives[name] for name in ("contrastive", "masked", "matching")):
+        # Captions are said with the words of the text encoder, and read nothing else of it.
+        assert model.text is not None
+        encoder = model.text.encoder
+        assert isinstance(encoder, TextEncoder), "words are told by one"
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(parameter is encoder.words.weight)
     if objectives["contrastive"] is None:
         for _, tower in model.towers():  # DDP refuses what gets no gradient
             tower.pooling.requires_grad_(False)

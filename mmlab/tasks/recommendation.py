@@ -53,6 +53,7 @@ class RecommendationTask(BaseTask):
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The loss of the objective."""
         found = self(batch)
+        self.model.items.popularity.see(found.user.group)
         loss = self.objective(found.user, found.item, log_share=found.log_share, history=found.history)
         return {"ranking": loss}
 

@@ -21,6 +21,7 @@ from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.fusion.transformer import TransformerFusion
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.models.heads import ClassificationHead
+from mmlab.models.layout import Layout
 from mmlab.models.word_tagger import WordTagger
 from mmlab.objectives.contrastive import InfoNCE
 from mmlab.objectives.masked import MaskedTokens
@@ -164,6 +165,20 @@ class TestParts:
         ]
         assert run.model.text is not None
         assert same(tagger.text, run.model.text.encoder)
+
+    @pytest.mark.parametrize("towers", ["full", {"text": "frozen", "signal": "full"}])
+    def test_a_layout_is_added_to_what_is_taken(self, text: Path, tmp_path: Path, towers: Any) -> None:
+        run = retrieval(text, towers, seed=1)
+        beginning = Beginning(trained(run, tmp_path / "run.safetensors"))
+        tagger = WordTagger(TextEncoder(str(text), layout=Layout(32)), tags=3)
+        if towers == "full":
+            beginning(tagger)
+            assert run.model.text is not None
+            assert same(tagger.text.backbone, run.model.text.encoder.backbone)
+        else:
+            with pytest.raises(ValueError, match="no part of that run fits this model"):
+                beginning(tagger)
+            assert reasons(beginning)["text"] == "stays: the same pretrained weights in both"
 
     def test_an_encoder_of_another_network_stays(self, text: Path, tmp_path: Path) -> None:
         beginning = Beginning(trained(retrieval(text), tmp_path / "run.safetensors"))

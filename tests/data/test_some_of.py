@@ -93,6 +93,14 @@ def test_each_source_of_a_mixture_has_its_own(tmp_path: Path, monkeypatch: pytes
     assert int(samples.counts.sum()) == 4 + 20
 
 
+def test_a_mixture_has_no_share_of_its_own() -> None:
+    mixture = Mixture({"one": Part(Generated())})
+    with pytest.raises(ValueError, match=r"train_share=0\.1: a mixture has none of its own: set"):
+        ShardData(
+            batch_size=4, source=mixture, splits=Splits(train_share=0.1), signal=SignalReader(channels=3)
+        )
+
+
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_what_is_no_share_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=rf"train_share={share}: it is a share of the training samples"):

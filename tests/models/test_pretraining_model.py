@@ -18,6 +18,7 @@ from mmlab.models.dual_encoder import Tower
 from mmlab.models.encoders.signal import SignalEncoder
 from mmlab.models.encoders.text import TextEncoder
 from mmlab.models.fusion.transformer import TransformerFusion
+from mmlab.models.layout import Layout
 from mmlab.models.pretraining_model import PretrainingModel
 
 
@@ -79,6 +80,20 @@ class TestWords:
         first, second = model(batch).guessed, model(replace(batch, text=other)).guessed
         assert torch.equal(first.logits, second.logits)
         assert set(second.token.tolist()) == {7}
+
+    def test_places_on_the_page_are_read_with_hidden_words_too(self, text: Path) -> None:
+        tower = Tower(TextEncoder(str(text), dropout=0.0, layout=Layout(32)), dim=8)
+        placed = PretrainingModel(
+            tower,
+            signal=Tower(SignalEncoder(3, dim=16, num_layers=2), dim=8),
+            fusion=TransformerFusion({"text": 32, "signal": 16}, dim=12, num_heads=2),
+            masked=True,
+        )
+        batch = make_batch()
+        assert batch.text is not None
+        boxes = torch.zeros(*batch.text.data.shape, 4)
+        batch = hidden(placed, replace(batch, text=replace(batch.text, box=boxes)))
+        assert placed(batch).guessed is not None
 
     def test_a_sample_is_guessed_alone_as_in_a_batch(self, model: PretrainingModel) -> None:
         batch = hidden(model, make_batch(lacks_signal=2))

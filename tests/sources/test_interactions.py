@@ -154,6 +154,23 @@ def test_broken_ratings(rows: str, message: str, tmp_path: Path) -> None:
         MovieLens(from_file=release, out=tmp_path / "out").prepare()
 
 
+def test_no_history_at_all(tmp_path: Path) -> None:
+    folder = movielens(tmp_path, val=0.2, test=0.3, history=0)
+    assert all(about(members)["history"] == [] for members in read_shards(folder, "train").values())
+
+
+def test_no_rating_is_high_enough(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no rating in ratings\.csv is 5\.5 or more: lower `least`"):
+        movielens(tmp_path, least=5.5)
+
+
+def test_a_quote_that_never_ends(tmp_path: Path) -> None:
+    films = FILMS + '7,"Endless' + "x" * 200_000
+    release = write_release(tmp_path / "in", {"ratings.csv": RATINGS, "movies.csv": films})
+    with pytest.raises(ValueError, match=r"movies\.csv, line 5, .* is not as released"):
+        MovieLens(from_file=release, out=tmp_path / "out").prepare()
+
+
 def test_shares_that_leave_nothing() -> None:
     with pytest.raises(ValueError, match=r"val=0\.5 and test=0\.5"):
         MovieLens(val=0.5, test=0.5)

@@ -275,6 +275,15 @@ def test_what_is_told_is_json_beside_the_right_fields(crf: bool) -> None:
     assert [one.references for one in metrics.answered()] == [(), ()]
 
 
+def test_a_document_whose_text_is_taken_away_has_no_fields() -> None:
+    task, batch = make_task(looking()).eval(), pages()
+    assert batch.text is not None
+    gone = replace(batch, text=batch.text.without(torch.tensor([True, False])))
+    told = [answer.text for answer in task.predict(gone)]
+    assert told[0] == as_text({})
+    assert told[1] == task.predict(batch)[1].text
+
+
 @pytest.mark.parametrize(
     ("note", "said"),
     [

@@ -70,7 +70,7 @@ def gradients(task: PretrainingTask, batch: Batch) -> tuple[dict[str, float], di
 class TestLosses:
     @pytest.mark.parametrize(
         "names",
-        [EVERY, ("contrastive",), ("masked",), ("matching",), ("captioning", "matching")],
+        [EVERY, ("contrastive",), ("masked",), ("matching",), ("captioning",), ("captioning", "matching")],
         ids="+".join,
     )
     def test_any_set_and_no_parameter_without_a_gradient(self, text: Path, names: tuple[str, ...]) -> None:
@@ -81,6 +81,15 @@ class TestLosses:
         assert set(grads) == trained
         assert any(name.startswith("model.text.projection") for name in trained) == ("contrastive" in names)
         assert all(value > 0 for value in losses.values())
+
+    @pytest.mark.parametrize("name", ["masked", "captioning"])
+    def test_features_of_text_have_no_words(self, text: Path, name: str) -> None:
+        batch = random_batch()
+        assert batch.text is not None
+        features = replace(batch.text, data=torch.randn(*batch.text.data.shape, 32), encoded=True)
+        task = make_task(text, (name,), towers={"text.encoder": "frozen"})
+        with pytest.raises(ValueError, match=r"data\.loading\.features brings what the text encoder gave"):
+            task.losses(replace(batch, text=features))
 
     def test_weights_multiply_losses_and_shares(self, text: Path) -> None:
         batch = random_batch()

@@ -32,6 +32,7 @@ from mmlab.models.popularity import Popularity
 from mmlab.models.recommender import Items, Recommender, Users
 from mmlab.objectives.ranking import BayesianRanking, RankingObjective, SampledSoftmax
 from mmlab.optim import Optimization
+from mmlab.parallel.execution import Execution
 from mmlab.parallel.micro_batch import run_in_parts
 from mmlab.tasks.recommendation import RecommendationTask
 
@@ -118,7 +119,7 @@ def model(*, content: bool = True, numbered: bool = True, **users: Any) -> Recom
     parts: dict[str, Any] = {}
     if content:
         parts = {"text": FusionTower(Features()), "fusion": ProjectionFusion({"text": TASTES}, dim=8)}
-    items = Items(8, items=ITEMS, numbered=numbered, number_dropout=0.3, **parts)
+    items = Items(8, items=ITEMS, number_dropout=0.3 if numbered else None, remember=True, **parts)
     return Recommender(Users(8, **{"items": ITEMS, "dropout": 0.0, **users}), items)
 
 
@@ -252,6 +253,7 @@ def ddp_on_rank() -> dict[str, list[float]]:
     history = found.history if rank == 0 else torch.full_like(found.history, NOBODY)
     loss = objective(found.user, found.item, log_share=found.log_share, history=history)
     loss.value.backward()
+    built.items.popularity.see(found.user.group)
     built.items.popularity.after_step()
     grads = {name: p.grad.flatten().tolist() for name, p in built.named_parameters() if p.grad is not None}
     assert set(grads) == {name for name, _ in built.named_parameters()}
@@ -266,14 +268,43 @@ def test_two_ranks_agree(ranks: Ranks) -> None:
 
 def test_counts_are_of_steps() -> None:
     counter = Popularity(3)
-    share = counter(torch.tensor([0, 0, NOBODY, 2]))
-    torch.testing.assert_close(share, torch.full((4,), 1 / 3).log())
+    counter.see(torch.tensor([0, 0, NOBODY, 2]))
+    torch.testing.assert_close(counter(torch.tensor([0, 1, NOBODY])), torch.full((3,), 1 / 3).log())
+    counter.see(torch.tensor([2]))
     counter.after_step()
-    assert counter.count.tolist() == [3, 1, 2]
-    counter.eval()
-    counter(torch.tensor([1]))
+    assert counter.count.tolist() == [3, 1, 3]
     counter.after_step()
-    assert counter.count.tolist() == [3, 1, 2]
+    assert counter.count.tolist() == [3, 1, 3]
+
+
+def test_training_counts_each_pair_once(trainer: Callable[..., L.Trainer], folder: Path) -> None:
+    built = task(model())
+    built.execution = Execution(micro_batch=8)
+    trainer(max_steps=5).fit(built, data(folder))
+    assert built.model.items.popularity.count.sum() == ITEMS + 5 * 32
+
+
+def test_what_an_evaluation_remembers_grows_in_training() -> None:
+    built = task(model()).model
+    with torch.inference_mode():
+        before = built.train()(batch()).item.vector
+    found = built(batch(rank=1)).item.vector
+    found.sum().backward()
+    torch.testing.assert_close(found[:2], built(batch()).item.vector[:2])
+    assert len(before) == 5
+
+
+def test_training_and_evaluation_read_an_item_each_in_its_way() -> None:
+    built = task(model()).model
+    assert built.items.text is not None
+    encoder = built.items.text.encoder
+    assert isinstance(encoder, Features)
+    built.items.train()
+    built.items(batch(), batch().signal.data[:, 1])  # type: ignore[union-attr]
+    assert encoder.rows == 3
+    built.items.eval()
+    built.items(batch(), batch().signal.data[:, 1])  # type: ignore[union-attr]
+    assert encoder.rows == 6
 
 
 @pytest.mark.parametrize(
@@ -281,7 +312,7 @@ def test_counts_are_of_steps() -> None:
     [
         (lambda: Users(8), "users by what"),
         (lambda: Users(9, users=3), "num_heads=2 must divide dim=9"),
-        (lambda: Items(8, items=3, numbered=False), "items by what"),
+        (lambda: Items(8, items=3, number_dropout=None), "items by what"),
         (lambda: Items(8, items=3, text=FusionTower(Features())), "made for dims={}"),
         (lambda: Items(8, items=3, image=FusionTower(Features())), "image tower has Features"),
         (lambda: Recommender(Users(8, users=3), Items(4, items=3)), "users have dim=8, items dim=4"),
