@@ -22,10 +22,11 @@ from mmlab.sources.files import open_release
 CONFIG = Path(__file__).parents[1] / "experiments" / "sentiment" / "emodb.yaml"
 QUICK = ["--trainer.max_epochs", "1"]
 BAR = 0.75
-FROZEN: dict[str, Any] = {
-    "model": {"init_args": {"adaptation": {"init_args": {"towers": {"text": "frozen", "audio": "frozen"}}}}}
+TUNED: dict[str, Any] = {
+    "model": {"init_args": {"adaptation": {"init_args": {"towers": {"text": "frozen", "audio": "full"}}}}},
+    "trainer": {"max_epochs": 20},
 }
-METHODS: dict[str, dict[str, Any]] = {"frozen": FROZEN, "fine_tuned": {}}
+METHODS: dict[str, dict[str, Any]] = {"frozen": {}, "fine_tuned": TUNED}
 
 
 def speakers(release: Path) -> list[str]:

@@ -42,6 +42,7 @@ CASES = [
         "utterance_id",
         (
             "--trainer.max_epochs", "2", f"{MODEL}.audio.init_args.layers.init_args.layers", "2",
+            f"{MODEL}.audio.init_args.layers.init_args.start", "1",
             f"{MODEL}.fusion.init_args.dims", '{"audio": 32, "text": 32}',
         ),
     ),

@@ -228,6 +228,14 @@ class Layers(Encoder):
         return Encoded(inputs.data, inputs.mask)
 
 
+def test_a_mix_may_start_from_one_layer() -> None:
+    torch.testing.assert_close(LayerMix(3).weight.softmax(dim=0), torch.full((3,), 1 / 3))
+    weights = LayerMix(5, start=3).weight.softmax(dim=0)
+    torch.testing.assert_close(weights, torch.tensor([0.125, 0.125, 0.125, 0.5, 0.125]))
+    with pytest.raises(ValueError, match="start=2: the layers are numbered from 0 to 1"):
+        LayerMix(2, start=2)
+
+
 def test_layers_are_weighed_each_at_its_own_scale() -> None:
     mix = LayerMix(2)
     torch.nn.init.constant_(mix.weight[0], torch.tensor(3.0).log().item())
