@@ -149,7 +149,7 @@ def test_no_words_are_no_row_and_the_reader_travels(folders: dict[str, str]) -> 
     assert reader.read(members([], [0, 1], [0, 1]), None) == ()
     travelled = pickle.loads(pickle.dumps(reader))
     rows = (*travelled.read(members(["a", "b"], [0, 1], [1, 2]), None), travelled.blank())
-    _, length, target = travelled.stack(rows)
+    _, length, target, _ = travelled.stack(rows)
     assert (length.tolist(), target.sum(dim=1).tolist()) == ([8, 1], [2, 0])
     assert reader.describe() == "json.words, json.head, json.tail"
 

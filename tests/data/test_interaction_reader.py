@@ -39,7 +39,7 @@ def test_samples_without_either() -> None:
 
 def test_padding_is_no_item() -> None:
     rows = [READER.read(members(item=5), None)[0], READER.read(members(user=1, history=[0, 4]), None)[0]]
-    data, length, _ = READER.stack(rows)
+    data, length, *_ = READER.stack(rows)
     assert data.tolist() == [[NOBODY, 5, NOBODY, NOBODY], [1, NOBODY, 0, 4]]
     assert length is not None
     assert length.tolist() == [2, 4]

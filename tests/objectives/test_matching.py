@@ -108,7 +108,7 @@ class TestLoss:
         logits = torch.randn(3 * len(group), requires_grad=True)
         loss = matching(logits, pairs, torch.arange(len(group))).value
         loss.backward()
-        assert float(loss) == 0
+        assert loss.item() == 0
         assert logits.grad is not None
         assert (logits.grad == 0).all()
 

