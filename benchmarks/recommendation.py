@@ -129,6 +129,16 @@ def item_factors(model: Any) -> Tensor:
     return torch.from_numpy(np.asarray(model.item_factors))
 
 
+def overlay(division: str, items: Mapping[str, Any]) -> dict[str, Any]:
+    """What is other than in the experiment."""
+    model: dict[str, Any] = {"model": {"init_args": {"items": {"init_args": dict(items)}}}}
+    data: dict[str, Any] = {"source": {"init_args": {"division": division}}}
+    if "text" in items:
+        model["adaptation"] = {"init_args": {"towers": "full"}}
+        data["text"] = None
+    return {"model": {"init_args": model}, "data": data}
+
+
 def line(title: str, found: list[Mapping[str, float]]) -> str:
     cells = [spread([one.get(name, float("nan")) for one in found]) for name in SHOWN]
     return f"| {title} | {' | '.join(cells)} |"
@@ -147,13 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for division in ("time", "last"):
             folder = MovieLens(division=division, from_file=arguments.movielens).prepare()
-            overlays = {
-                f"{division}_{name}": {
-                    "data": {"source": {"init_args": {"division": division}}},
-                    "model": {"init_args": {"model": {"init_args": {"items": {"init_args": items}}}}},
-                }
-                for name, items in VARIANTS.items()
-            }
+            overlays = {f"{division}_{name}": overlay(division, items) for name, items in VARIANTS.items()}
             runs = train(CONFIG, overlays, seeds, words, arguments.runs or Path(scratch))
             found = {
                 name.removeprefix(f"{division}_").replace("_", " "): [
