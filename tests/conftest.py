@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(autouse=True)
+def unseeded() -> None:
+    """A run of one test sets the seed of the process; ranks, and the next test, have none."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
     """`ranks(function, *arguments)` runs a module-level function on two gloo ranks."""

@@ -7,6 +7,7 @@ conftest.py of whichever folder was loaded last.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
     """Run the functions that the parent sends, as one rank of a gloo group, with shapes checked there too."""
     install_import_hook("mmlab", "beartype.beartype")
     torch.set_num_threads(1)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a test that ran before
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS
     )

@@ -62,12 +62,14 @@ class Balance(ABC):
     def numbers(self) -> dict[str, Tensor | float]:
         """What is logged under `train/balance/`, the same on every rank."""
 
-    def before_step(self, model: FusionClassifier, *, step: int) -> None:  # noqa: B027  (some need none)
+    def before_step(  # noqa: B027  (some need none)
+        self, model: FusionClassifier, *, seed: Callable[[int], int]
+    ) -> None:
         """Act on gradients that are whole and not yet clipped.
 
         Args:
             model: Whose they are.
-            step: Optimizer steps done; draws depend on it alone, so that a resumed run draws the same.
+            seed: Of the n-th draw of this step, the same in a run that is resumed.
         """
 
     def measure(self, said: Classified, criterion: Criterion) -> None:  # noqa: B027  (some learn nothing)

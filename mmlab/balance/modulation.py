@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 import torch.distributed as dist
@@ -112,7 +111,7 @@ class GradientModulation(Balance):
         return {name: criterion(said.logits, said.valid)}
 
     @torch.no_grad()
-    def before_step(self, model: FusionClassifier, *, step: int) -> None:
+    def before_step(self, model: FusionClassifier, *, seed: Callable[[int], int]) -> None:
         """Modulate the gradients of the towers; nothing waits for the device."""
         assert self._scores is not None, "losses before gradients"
         score, count = collectives.total(self._scores)
@@ -122,8 +121,7 @@ class GradientModulation(Balance):
         for number, (tower, coefficient) in enumerate(zip(towers, self._coefficients, strict=True)):
             gradients = [p.grad for p in tower.parameters() if p.grad is not None]
             if gradients and self.noise:
-                seed = (int(os.environ.get("PL_GLOBAL_SEED", "0")) * 1_000_003 + step) * 65_537 + number
-                modulate(gradients, coefficient, seed=seed % 2**63)
+                modulate(gradients, coefficient, seed=seed(number))
             else:
                 for gradient in gradients:
                     _own(gradient).mul_(coefficient.to(gradient.dtype))

@@ -60,6 +60,15 @@ class BaseTask(L.LightningModule, ABC):
         """That of the run (`seed_everything`)."""
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
+    def seed_at(self, step: int, stream: int) -> int:
+        """A seed that depends on the run's, the step and nothing else: a resumed run draws the same.
+
+        Args:
+            step: Of the training.
+            stream: Which of several draws in a step: the rank, where ranks draw apart.
+        """
+        return ((self.seed * 1_000_003 + step) * 65_537 + stream) % 2**63
+
     def configure_model(self) -> None:
         """Bring the model into the form in which it runs; Lightning calls this again for every stage.
 
@@ -113,7 +122,7 @@ class BaseTask(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the step, so that a resumed run draws what it would have drawn."""
         step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        seed = ((self.seed * 1_000_003 + step) * 65_537 + self.global_rank) % 2**63
+        seed = self.seed_at(step, self.global_rank)
         # torch.manual_seed would ask after every kind of device, at every step.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -83,7 +84,7 @@ class FusionTask(BaseTask):
         """Let the balance act on gradients, which are unscaled here and clipped after."""
         if self.balance is None:
             return
-        self.balance.before_step(self.model, step=self.global_step)
+        self.balance.before_step(self.model, seed=partial(self.seed_at, self.global_step))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and (self.global_step + 1) % every == 0:
             numbers = self.balance.numbers().items()

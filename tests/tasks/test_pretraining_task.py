@@ -133,9 +133,7 @@ def test_a_fit_learns_and_logs_each_loss(text: Path, trainer: Any) -> None:
     assert names < set(seen[0])
     assert seen[0]["train/loss"] == pytest.approx(sum(seen[0][name] for name in names), rel=1e-5)
     for name in names:
-        # Each step hides other words and draws other pairs.
-        last = sum(one[name] for one in seen[-5:]) / 5
-        assert last < 0.85 * seen[0][name], name
+        assert seen[-1][name] < 0.7 * seen[0][name], name
 
 
 class TestMeasures:
