@@ -1,7 +1,7 @@
 """What it costs that ranks stop together: Lightning's broadcast before every step, and mmlab's agreement.
 
 Lightning broadcasts a tensor of the device before every step of several ranks and reads it; with mmlab
-(mmlab/callbacks/agreement.py) ranks compare notes over the CPU every 32 steps. Two ranks train one small
+(mmlab/callbacks/preemption.py) ranks compare notes over the CPU every 32 steps. Two ranks train one small
 model by Lightning's DDP, on CPU cores over gloo, or with `--device cuda` each on a GPU of its own over NCCL.
 Both ways, and a third one that asks nothing, take turns of 32 steps within one run, so what else the machine
 does meets all of them. Times are the first rank's; the ratio is the median over rounds of mmlab's turn by
@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from mmlab.callbacks.agreement import Agreement
+from mmlab.callbacks.preemption import Preemption
 
 BAR = 1.0
 RANKS = 2
@@ -72,11 +72,11 @@ class Repeated:
             yield self.batch
 
 
-class TakingTurns(Agreement):
+class TakingTurns(Preemption):
     """Changes the way after each turn, and times the turns."""
 
     def __init__(self) -> None:
-        super().__init__(TURN)
+        super().__init__(every_n_steps=TURN)
         self.way = NOTHING
         self.times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
 

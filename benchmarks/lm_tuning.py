@@ -37,7 +37,8 @@ from loader import Contender
 from torch import Tensor
 
 from mmlab.batch import Batch
-from mmlab.commands.train import CommandLine, build
+from mmlab.commands.command_line import CommandLine
+from mmlab.commands.train import build
 from mmlab.models.media import MediaTower
 
 BAR, LOSS_BAR = 1.5, 1e-4

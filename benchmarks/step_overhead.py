@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from mmlab.batch import Batch
-from mmlab.commands.train import CommandLine, build
+from mmlab.commands.command_line import CommandLine
+from mmlab.commands.train import build
 from mmlab.tasks.base import BaseTask
 
 BAR = 1.02

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mmlab import __version__
 from mmlab.commands import adapt, assets, data, runs, shards, tune
+from mmlab.launch.notice import Notice
 
 TRAINER_VERBS = {
     "fit": "train a model, then test its best checkpoint",
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in TRAINER_VERBS:
             # Importing Lightning takes seconds: only who trains pays.
-            from mmlab.commands import train
+            with Notice().listening() as notice:
+                from mmlab.commands import train
 
-            return train.run(words)
+                return train.run(words, notice)
         parsed = build_parser().parse_args(words)
         status: int = parsed.run(parsed)
         return status

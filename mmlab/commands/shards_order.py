@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from mmlab.commands.command_line import CommandLine
 from mmlab.commands.shards_check import plain
-from mmlab.commands.train import CommandLine, build
+from mmlab.commands.train import build
 from mmlab.data.module import ShardData
 from mmlab.data.order import Order
 from mmlab.data.samples import SampleSet

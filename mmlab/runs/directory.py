@@ -28,12 +28,12 @@ def run_id() -> str:
     """
     shared = os.environ.get(SHARED_ID)
     if shared is None:
-        shared = _launched_id() or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        shared = launched_id() or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         os.environ[SHARED_ID] = shared
     return shared
 
 
-def _launched_id() -> str | None:
+def launched_id() -> str | None:
     """What a launcher gives its ranks in common; None where this process starts the others itself."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     if job is not None and step is not None and os.environ.get("SLURM_NTASKS", "1") != "1":
@@ -46,6 +46,18 @@ def _launched_id() -> str | None:
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         raise ValueError("torchrun on several nodes needs --rdzv-id, by which the ranks know one run")
     return f"torchrun-{os.environ.get('MASTER_PORT')}-{os.getppid()}"
+
+
+def attempt_id() -> str | None:
+    """What tells this attempt of a run from those before, the same for all ranks that a launcher started.
+
+    None where this process starts the others itself, or is one of those.
+    """
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job is not None and step is not None and os.environ.get("SLURM_NTASKS", "1") != "1":
+        return f"{job}-{step}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    launch = launched_id()
+    return None if launch is None else f"{launch}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def run_directory(root: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmlab import collectives
-from mmlab.callbacks import agreement
-from mmlab.callbacks.agreement import Agreement
+from mmlab.callbacks import preemption
+from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.preemption import Preemption
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*is deprecated:FutureWarning",
@@ -93,15 +94,13 @@ def launched(devices: int) -> Iterator[Any]:
 def fit(folder: Path, devices: int, target: tuple[str, int, int], every: int) -> Stopped:
     """Train until somebody stops it."""
     stop = Stop(*target)
-    checkpoint = ModelCheckpoint(
-        folder, save_last=True, every_n_train_steps=1000, save_on_exception=devices == 1
-    )
+    checkpoint = Checkpoints(folder, save_last=True, every_n_train_steps=1000, save_on_exception=devices == 1)
     with launched(devices) as strategy:
         trainer = L.Trainer(
             accelerator="cpu", devices=devices, strategy=strategy, max_steps=STEPS, logger=False,
             val_check_interval=12, check_val_every_n_epoch=None, num_sanity_val_steps=0,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            callbacks=[stop, Agreement(every), checkpoint],
+            callbacks=[stop, Preemption(every_n_steps=every), checkpoint],
         )  # fmt: skip
         data = DataLoader(torch.ones(64, 1), batch_size=2)
         with patch("torch.distributed.broadcast") as broadcast, suppress(SIGTERMException):
@@ -129,11 +128,11 @@ def test_both_ranks_stop_within_a_validation(ranks: Any, tmp_path: Path) -> None
 
 
 def fit_slowly(folder: Path) -> Stopped:
-    agreement.SECONDS = 0.0
+    preemption.SECONDS = 0.0
     try:
         return fit(folder, 2, ("train", 6, 0), 1000)
     finally:
-        agreement.SECONDS = 5.0
+        preemption.SECONDS = 1.0
 
 
 def test_slow_steps_are_asked_about_each_time(ranks: Any, tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""All logged numbers of a run in one CSV file, which goes on where the run goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+STEP = "step"
+
+
+class Row(NamedTuple):
+    """What was logged at once."""
+
+    metrics: dict[str, Any]
+    step: int
+    """Steps of the optimizer that were done before."""
+
+
+class History(Logger):
+    """Writes `FOLDER/metrics.csv`: a line for each time that something is logged, at once.
+
+    Lightning's own logger begins the file anew in a run that goes on, and keeps the last lines in memory,
+    where a kill takes them.
+
+    Args:
+        save_dir: Folder of the file, as RUN/logs.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for it."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for it: a run has one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run directory has the whole config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write a line."""
+        row = plain(metrics)
+        if step is not None:
+            row[STEP] = step
+        if not set(row) <= set(self._columns):
+            self._rewrite([*self.rows_as_text(), row])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def go_on(self, step: int) -> list[Row]:
+        """Forget what was logged after a checkpoint, in a run that goes on from it; on rank 0.
+
+        Args:
+            step: Steps that the checkpoint has done.
+
+        Returns:
+            What stays.
+        """
+        rows = [row for row in self.rows_as_text() if row.get(STEP) and int(row[STEP]) < step]
+        self._rewrite(rows)
+        return [
+            Row({name: float(value) for name, value in row.items() if name != STEP and value}, int(row[STEP]))
+            for row in rows
+        ]
+
+    def rows_as_text(self) -> list[dict[str, Any]]:
+        """The lines of the file; what a line lacks is empty."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            # A line that was half written when the machine went down has too few values.
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        names = {name for row in rows for name in row if row[name] not in ("", None)}
+        self._columns = [*sorted(names - {STEP}), STEP]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What Lightning logs, as numbers of Python."""
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}

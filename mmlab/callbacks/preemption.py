@@ -1,0 +1,257 @@
+"""Ranks stop together when one of them is told to, at the end of a step, with all saved."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from mmlab import collectives
+from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.launch.notice import Notice, Told
+
+METRICS = "metrics"
+"""Entry of a checkpoint: the newest numbers that were logged, by name."""
+SECONDS = 1.0
+"""A rank that is told to stop need not wait much longer for the others to hear of it."""
+
+
+class Preemption(Callback):
+    """Stops all ranks at the same step after a signal to any of them, and saves at that step.
+
+    Lightning broadcasts a tensor of the device before every step and reads it, which waits until the GPU has
+    done all that was queued (Lightning issue 21487), hears rank 0 only, and starts another broadcast inside
+    the signal handler, where it may meet any other collective. Here the handler takes a note, and ranks
+    compare notes over the CPU group, which a GPU does not wait for. In the same breath they agree whether it
+    is time for a checkpoint.
+
+    What is saved is a run between two steps: one that is stopped before or in a validation validates anew
+    when it goes on, so it chooses the same best checkpoint as if nothing had happened.
+
+    Args:
+        notice: Where signals are noted.
+        every_n_steps: How often ranks ask at most; slow steps are asked about more often, see
+            :data:`SECONDS`.
+    """
+
+    def __init__(self, notice: Notice | None = None, *, every_n_steps: int = 32) -> None:
+        self.notice = Notice() if notice is None else notice
+        self.every_n_steps = every_n_steps
+        self.stopped: Told | None = None
+        """The signal at which the run stopped; on every rank, whoever got it."""
+        self._metrics: dict[str, Tensor] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._interval, self._mark = 0, 1, time.perf_counter()
+        self._stop = self._save = self._in_validation = self._epoch_over = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the place of Lightning's handlers and broadcasts, in this trainer only."""
+        self._reset()
+        # Handlers are registered after this, and looked up here; one that was there before is called, too.
+        trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[assignment, method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.notice.note(signum, frame)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask if it is time; stop or save if this step is one after which that can be done."""
+        self._count(trainer)
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # the gradients of the batches before would be lost
+        if self._stop:
+            # Lightning's loops look here after the hooks of the step, and stop.
+            trainer._signal_connector.received_sigterm = True
+        elif self._save and not _ends_epoch(trainer) and not _validates_next(trainer):
+            self._save = False
+            for callback in _keepers(trainer):
+                callback.save_now(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave out a validation that would not come to its end."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._in_validation = True
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        if progress.ready != progress.completed:  # as a checkpoint had it, see `on_save_checkpoint`
+            progress.reset()
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ask, if it is time."""
+        self._ask_in_evaluation(trainer)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is saved from here on need not be validated again."""
+        self._in_validation = False
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ask, if it is time."""
+        self._ask_in_evaluation(trainer)
+
+    def _ask_in_evaluation(self, trainer: L.Trainer) -> None:
+        self._count(trainer)
+        if self._stop:
+            trainer._signal_connector.received_sigterm = True
+
+    def _count(self, trainer: L.Trainer) -> None:
+        self._steps += 1
+        if self._steps >= self._interval:
+            self._ask(trainer)
+
+    def _ask(self, trainer: L.Trainer) -> None:
+        """Learn whether any rank was told to stop, and agree when to ask again; every rank must call this."""
+        now = time.perf_counter()
+        told = self.notice.told
+        due = trainer.is_global_zero and any(c.due(time.monotonic()) for c in _keepers(trainer))
+        notes = _Notes(
+            0.0 if told is None else float(told.signal),
+            0.0 if told is None else -told.at,
+            float(due),
+            (now - self._mark) / self._steps,
+        )
+        notes = notes.greatest()
+        self._steps, self._mark = 0, now
+        often = 1 if collectives.world_size() == 1 else self.every_n_steps  # it costs one process nothing
+        self._interval = max(1, min(often, int(SECONDS / max(notes.seconds, 1e-9))))
+        self._save = self._save or notes.due > 0
+        if notes.signal > 0 and self.stopped is None:
+            self._stop = True
+            self.stopped = Told(signal.Signals(int(notes.signal)), -notes.earliest)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember that nothing is left to do in this epoch."""
+        self._epoch_over = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Another epoch."""
+        self._epoch_over = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say where training stands in a way that Lightning understands when it goes on."""
+        checkpoint[METRICS] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        loop = checkpoint["loops"]["fit_loop"]
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        stepping = batches.processed == batches.completed + 1  # in the hooks at the end of a batch
+        if self._in_validation or (stepping and _validates_next(trainer)):
+            # Lightning goes back to a validation that has one batch under way and none done.
+            for count in ("total", "current"):
+                progress = loop["epoch_loop.batch_progress"][count]
+                progress["completed"] = progress["processed"]
+                progress = loop["epoch_loop.val_loop.batch_progress"][count]
+                progress |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        elif self._epoch_over and self._stop:
+            # It knows the beginning of an epoch; at the end of one it would end it again.
+            for count in ("total", "current"):
+                loop["epoch_progress"][count]["ready"] += 1
+            batches_done = loop["epoch_loop.batch_progress"]
+            batches_done["is_last_batch"] = False
+            batches_done["current"] |= dict.fromkeys(batches_done["current"], 0)
+            if _validates_first(trainer):
+                loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        elif self._stop and _validates_next(trainer):
+            # It comes again to the end of the step that has validated, and counts it again.
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember what had been measured."""
+        self._metrics = {name: torch.tensor(value) for name, value in checkpoint.get(METRICS, {}).items()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give back what had been measured: checkpoints and early stopping go by the last score."""
+        trainer._logger_connector._callback_metrics.update(self._metrics)
+        self._metrics = {}
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save: all ranks have come here."""
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            for callback in _keepers(trainer):
+                callback.save_now(trainer, again=True)
+                callback.save_on_exception = False  # it has just been done
+
+
+class _Notes(NamedTuple):
+    """What a rank knows; of all ranks, the greatest of each."""
+
+    signal: float
+    earliest: float
+    """Minus the time of the signal."""
+    due: float
+    seconds: float
+
+    def greatest(self) -> _Notes:
+        """Over all ranks, past the device."""
+        group = collectives.cpu_group()
+        if group is None:
+            return self
+        # Who was told nothing has no time.
+        values = [value if value != 0 else -float("inf") for value in self]
+        notes = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(notes, dist.ReduceOp.MAX, group=group)
+        return _Notes(*(value if value != -float("inf") else 0.0 for value in notes.tolist()))
+
+
+def _keepers(trainer: L.Trainer) -> list[Checkpoints]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
+
+
+def _validates_next(trainer: L.Trainer) -> bool:
+    """Whether a validation follows this batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _validates_first(trainer: L.Trainer) -> bool:
+    """Whether Lightning, when it goes on at the beginning of the next epoch, takes a validation for due.
+
+    It holds for validated what has been trained on, and leaves it out, but counts a step.
+    """
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    if every is None or every == float("inf") or not loop._should_check_val_epoch():
+        return False
+    batches = loop.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else 0
+    return batches % every == 0
+
+
+def _ends_epoch(trainer: L.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def _do_nothing() -> None:
+    pass

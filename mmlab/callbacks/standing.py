@@ -1,0 +1,151 @@
+"""Keeps `status.json`: how the run stands, for people and for `mmlab jobs`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mmlab.callbacks.run_logger import RunLogger
+from mmlab.launch.own_job import OwnJob
+from mmlab.runs.failures import Failure, clear_failure, note_failure, past_failures
+from mmlab.runs.rank_page import read_pages
+from mmlab.runs.status import State, Status, write_status
+
+EVERY = 5.0
+"""Seconds from one note to the next."""
+HOPELESS = (ValueError, OSError)
+"""What the command line reports as bad input: another attempt would meet it again."""
+
+
+class Standing(Callback):
+    """Writes `status.json` every few seconds, and how the run ended; hands on rows that a checkpoint holds.
+
+    Args:
+        directory: The run directory.
+        job: The Slurm job, if the run is in one.
+    """
+
+    def __init__(self, directory: Path, job: OwnJob | None = None) -> None:
+        self.directory = directory
+        self.status = Status(
+            "running", job=None if job is None else job.id, restarts=0 if job is None else job.restarts
+        )
+        self._said = self._began = time.monotonic()
+        self._first = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The run is under way."""
+        if trainer.is_global_zero:
+            clear_failure(self.directory)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._write(trainer, "running")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._began, self._first = time.monotonic(), trainer.global_step
+        if trainer.ckpt_path is not None:
+            self.status = self.status._replace(saved_step=trainer.global_step, saved_at=time.time())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write, if it is time."""
+        self._tell(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write, if it is time."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._said >= EVERY:
+            self._write(trainer, "running")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write where training ended."""
+        if trainer.is_global_zero:
+            self._write(trainer, "running")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Write why the run ends."""
+        stopped = isinstance(exception, SIGTERMException)
+        if not stopped:
+            self._note_failure(trainer, exception)
+        if not trainer.is_global_zero:
+            return
+        self._write(trainer, "preempted" if stopped else "failed", reason=_in_words(exception))
+        for logger in _run_loggers(trainer) if stopped else []:
+            logger.send(self.status.saved_step)
+            logger.preempted()
+
+    def _note_failure(self, trainer: L.Trainer, exception: BaseException) -> None:
+        step = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        samples = [page.listing() for page in read_pages(self.directory) if page.rank == trainer.global_rank]
+        failure = Failure(
+            _in_words(exception),
+            step,
+            samples[0] if samples else "",
+            trainer.global_rank,
+            hopeless=isinstance(exception, (*HOPELESS, KeyboardInterrupt)),
+        )
+        note_failure(self.directory, failure)
+        past = past_failures(self.directory)
+        if failure.hopeless or (past and failure.like(past[-1])):
+            for logger in _run_loggers(trainer):
+                logger.send()  # the run does not go on: what led here is worth seeing
+
+    def finish(self, state: State, reason: str | None = None) -> None:
+        """Say that the run is over; on rank 0."""
+        self.status = self.status._replace(state=state, reason=reason, eta_seconds=None)
+        write_status(self.directory, self.status)
+
+    def _write(self, trainer: L.Trainer, state: State, reason: str | None = None) -> None:
+        self._said = time.monotonic()
+        step = trainer.global_step
+        changes: dict[str, Any] = {"state": state, "reason": reason}
+        if trainer.state.fn == TrainerFn.FITTING:
+            total = trainer.estimated_stepping_batches
+            steps = None if total == float("inf") else int(total)
+            done = step - self._first
+            took = self._said - self._began
+            changes |= {
+                "step": step,
+                "steps": steps,
+                "eta_seconds": took / done * (steps - step) if steps is not None and done > 0 else None,
+            }
+            rate = trainer.callback_metrics.get("train/samples_per_second")
+            changes["samples_per_second"] = None if rate is None else float(rate)
+        self.status = self.status._replace(**(changes | self._saved(trainer)))
+        write_status(self.directory, self.status)
+        if self.status.saved_step is not None:
+            for logger in _run_loggers(trainer):
+                logger.send(self.status.saved_step)
+
+    def _saved(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What is known of the newest complete checkpoint."""
+        raise NotImplementedError
+
+
+def _run_loggers(trainer: L.Trainer) -> list[RunLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+
+
+def _in_words(exception: BaseException) -> str:
+    """The kind of an exception and the first line of what it says."""
+    said = str(exception).strip().split("\n")[0]
+    return f"{type(exception).__name__}: {said}" if said else type(exception).__name__

@@ -1,0 +1,84 @@
+"""What follows when a job's training has ended: nothing, or the job once more."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from mmlab.launch.own_job import OwnJob, ask
+from mmlab.runs.failures import Failure, clear_failure, keep_failure, noted_failure, past_failures
+from mmlab.runs.rank_page import read_pages
+from mmlab.runs.status import Status, read_status, write_status
+
+BAD_INPUT, INTERRUPTED = 2, 130
+"""Exit statuses after which another attempt would be no better, or is not wanted."""
+
+
+def ended(run: Path, status: int, *, requeues: int) -> int:
+    """Decide what follows, and say it on stderr; the batch script calls this last.
+
+    A job that was told to stop has requeued itself, or Slurm does. One that failed begins again, unless it
+    has failed in the same way at the same step before, or too often.
+
+    Args:
+        run: The run directory.
+        status: Exit status of `srun`, which is the greatest of all ranks, or 128 and the signal.
+        requeues: How many failures may be followed by another attempt.
+
+    Returns:
+        The exit status of the job.
+    """
+    before = read_status(run)
+    if status == 0 or (before is not None and before.state == "preempted"):
+        clear_failure(run)
+        return status
+    failure = _failure(run, status)
+    clear_failure(run)
+    past = past_failures(run)
+    keep_failure(run, failure)
+    verdict = _verdict(failure, past, status=status, requeues=requeues)
+    write_status(run, _now(before)._replace(state="failed", reason=verdict or failure.what))
+    _say(f"{run}: {failure.what}, at step {failure.step}")
+    job = OwnJob.find()
+    if verdict is not None or job is None:
+        _say(verdict or "no Slurm job: not begun again")
+        return status
+    _say(f"requeued, attempt {len(past) + 2} of {requeues + 1}")
+    found = ask("scontrol", "requeue", job.id)
+    if found.returncode != 0:
+        _say(f"job {job.id} could not be requeued: {found.stderr.strip()}")
+    return status
+
+
+def _failure(run: Path, status: int) -> Failure:
+    """What happened: as a rank has noted it, else from where the ranks were when they were killed."""
+    noted = noted_failure(run)
+    if noted is not None:
+        return noted
+    pages = read_pages(run)
+    what = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+    if not pages:
+        return Failure(f"{what}, before it began", step=0, time=time.time())
+    furthest = max(pages, key=lambda page: page.step)
+    return Failure(what, furthest.step, furthest.listing(), furthest.rank, time=time.time())
+
+
+def _verdict(failure: Failure, past: list[Failure], *, status: int, requeues: int) -> str | None:
+    """Why the job is not begun again; None: it is."""
+    if failure.hopeless or status in (BAD_INPUT, INTERRUPTED):
+        return "not begun again: it would be no better"
+    if past and failure.like(past[-1]):
+        samples = f"; its samples: {failure.samples}" if failure.samples else ""
+        return f"not begun again: twice the same at step {failure.step}: {failure.what}{samples}"
+    if len(past) >= requeues:
+        return f"not begun again: {len(past) + 1} failures, and --requeues is {requeues}"
+    return None
+
+
+def _now(before: Status | None) -> Status:
+    return Status("failed") if before is None else before
+
+
+def _say(what: str) -> None:
+    print(f"mmlab: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,113 @@
+"""The Slurm job that this process is part of: how long it may last, and how it begins again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from mmlab.launch.notice import AHEAD, Told
+
+SECONDS = 10.0
+"""After so long without an answer Slurm's controller is not waited for."""
+
+
+class Standing(NamedTuple):
+    """What Slurm says of a job."""
+
+    state: str
+    """`RUNNING`, `COMPLETING`, ..."""
+    reason: str
+    restarts: int
+    ends: float | None
+    """Unix seconds; None: unknown."""
+
+
+class OwnJob(NamedTuple):
+    """A job by the name that `scontrol` takes."""
+
+    id: str
+    """`1001`, or `1001_3` of an array."""
+    restarts: int
+    """How often it had been requeued when this process began."""
+
+    @classmethod
+    def find(cls, environment: Mapping[str, str] = os.environ) -> OwnJob | None:
+        """The job of this process; None outside Slurm."""
+        job = environment.get("SLURM_JOB_ID")
+        if job is None:
+            return None
+        array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+        name = f"{array}_{task}" if array is not None and task is not None else job
+        return cls(name, int(environment.get("SLURM_RESTART_COUNT", "0")))
+
+    def standing(self) -> Standing | None:
+        """How the job stands; None where Slurm does not answer."""
+        found = ask("scontrol", "show", "job", "-o", self.id)
+        return None if found.returncode != 0 else read_standing(found.stdout)
+
+    def requeue(self, told: Told) -> str:
+        """Begin the job again, unless Slurm does so or somebody has cancelled it; says what was done.
+
+        Rank 0 calls this once, when all is saved: the job ends with it.
+        """
+        now = self.standing()
+        if now is None:
+            return f"job {self.id}: Slurm does not answer, so it was not requeued: scontrol requeue {self.id}"
+        if now.restarts > self.restarts:
+            return f"job {self.id}: Slurm requeues it"
+        if now.state != "RUNNING" and now.reason != "TimeLimit":
+            return f"job {self.id} is {now.state.lower()}: not requeued"
+        found = ask("scontrol", "requeue", self.id)
+        if found.returncode != 0:
+            return f"job {self.id} could not be requeued: {found.stderr.strip()}"
+        return f"job {self.id} requeued after {told.name}"
+
+    def seconds_left(self, told: Told, *, kill_wait: float) -> float:
+        """How long this process lives on, at worst, after a signal.
+
+        Args:
+            told: The signal, from which on Slurm counts where it says nothing else.
+            kill_wait: Seconds from SIGTERM to SIGKILL, see :func:`kill_wait`.
+        """
+        now, standing = time.time(), self.standing()
+        ends = None if standing is None else standing.ends
+        if told.signal == AHEAD and standing is not None and standing.state == "RUNNING":
+            return float("inf") if ends is None else ends - now
+        return max(told.at, told.at if ends is None else ends) + kill_wait - now
+
+
+def kill_wait() -> float:
+    """Seconds that this cluster leaves a process between SIGTERM and SIGKILL; Slurm's default is 30."""
+    found = re.search(r"^KillWait\s*=\s*(\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    return 30.0 if found is None else float(found[1])
+
+
+def read_standing(line: str) -> Standing:
+    """Read a line of `scontrol show job -o`."""
+
+    def field(name: str) -> str:
+        found = re.search(rf"(?:^|\s){name}=(\S+)", line)
+        return "" if found is None else found[1]
+
+    try:
+        ends = datetime.fromisoformat(field("EndTime")).timestamp()
+    except ValueError:  # `Unknown`
+        ends = None
+    return Standing(field("JobState"), field("Reason"), int(field("Restarts") or 0), ends)
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm; one that is missing or does not answer has failed."""
+    try:
+        # A signal that ends the job must not end the question.
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=SECONDS, check=False, start_new_session=True
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, returncode=signal.SIGALRM, stdout="", stderr=str(error))

@@ -1,0 +1,76 @@
+"""How a run has failed, so that it does not fail in the same way for ever."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from mmlab.runs.directory import write_json
+
+FILE = "failures.jsonl"
+_RANKS = "ranks"
+_SUFFIX = ".failure.json"
+
+
+class Failure(NamedTuple):
+    """What ended a run before its time."""
+
+    what: str
+    """`ValueError: ...`, `hung in all_reduce`, `killed, status 137`."""
+    step: int
+    """Batches of training that were done before."""
+    samples: str = ""
+    """Keys of the samples of that step."""
+    rank: int = 0
+    hopeless: bool = False
+    """Whether another attempt can be no better, as with a wrong setting."""
+    time: float = 0.0
+    """Unix seconds."""
+
+    def like(self, other: Failure) -> bool:
+        """Whether it is the same at the same step."""
+        return (self.what, self.step) == (other.what, other.step)
+
+
+def note_failure(run: Path, failure: Failure) -> None:
+    """What a rank of the attempt that runs now has to say before it ends; the first word counts."""
+    path = run / _RANKS / f"rank{failure.rank}{_SUFFIX}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, failure._replace(time=time.time())._asdict())
+
+
+def noted_failure(run: Path) -> Failure | None:
+    """What the ranks of the last attempt have noted: the first in time, as the others follow from it."""
+    found = [_read(path.read_text(encoding="utf-8")) for path in _notes(run)]
+    return min(found, key=lambda failure: failure.time, default=None)
+
+
+def clear_failure(run: Path) -> None:
+    """Forget what the ranks have noted; the attempt is over, or another begins."""
+    for path in _notes(run):
+        path.unlink(missing_ok=True)
+
+
+def _notes(run: Path) -> list[Path]:
+    return sorted((run / _RANKS).glob(f"*{_SUFFIX}"))
+
+
+def past_failures(run: Path) -> list[Failure]:
+    """How the attempts before have failed, the last one last."""
+    path = run / FILE
+    if not path.exists():
+        return []
+    return [_read(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def keep_failure(run: Path, failure: Failure) -> None:
+    """Add the failure of an attempt that is over to those of the run."""
+    with (run / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(failure._asdict()) + "\n")
+
+
+def _read(text: str) -> Failure:
+    return Failure(**json.loads(text))

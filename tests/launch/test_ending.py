@@ -1,0 +1,97 @@
+"""A job that failed begins again, but not for ever, and not where it would be no better."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmlab.launch import ending
+from mmlab.launch.ending import ended
+from mmlab.runs.failures import Failure, note_failure, past_failures
+from mmlab.runs.rank_page import RankPage
+from mmlab.runs.status import Status, read_status, write_status
+
+
+@pytest.fixture
+def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What Slurm was asked."""
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(ending, "ask", ask)
+    monkeypatch.setenv("SLURM_JOB_ID", "1001")
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+REQUEUE = ("scontrol", "requeue", "1001")
+
+
+def test_a_run_that_is_through_or_was_told_to_stop_is_left_alone(
+    tmp_path: Path, requeued: list[tuple[str, ...]]
+) -> None:
+    write_status(tmp_path, Status("finished"))
+    assert ended(tmp_path, 0, requeues=3) == 0
+    write_status(tmp_path, Status("preempted"))
+    assert ended(tmp_path, 143, requeues=3) == 143
+    assert requeued == []
+    assert past_failures(tmp_path) == []
+
+
+def test_a_killed_run_begins_again_as_often_as_is_allowed(
+    tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(tmp_path, Status("running", step=3))
+    page = RankPage(tmp_path, 1)
+    for attempt in range(3):
+        page.note(step=10 + attempt, phase="train", keys=["a", "b"])
+        assert ended(tmp_path, 137, requeues=2) == 137
+    assert requeued == [REQUEUE, REQUEUE]
+    assert [failure.step for failure in past_failures(tmp_path)] == [10, 11, 12]
+    assert past_failures(tmp_path)[0] == Failure(
+        "killed by signal 9", 10, "a, b", 1, time=past_failures(tmp_path)[0].time
+    )
+    status = read_status(tmp_path)
+    assert status is not None
+    assert (status.state, status.reason) == ("failed", "not begun again: 3 failures, and --requeues is 2")
+    assert "requeued, attempt 2 of 3" in capsys.readouterr().err
+
+
+def test_the_same_failure_at_the_same_step_twice_is_the_last(
+    tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        note_failure(tmp_path, Failure("RuntimeError: bad", 7, "key1, key2", rank=1))
+        note_failure(tmp_path, Failure("RuntimeError: the other rank is gone", 7, "key3", rank=0))
+        assert ended(tmp_path, 1, requeues=9) == 1
+    assert requeued == [REQUEUE]
+    said = capsys.readouterr().err
+    assert "twice the same at step 7: RuntimeError: bad; its samples: key1, key2" in said
+    # Another step, or another reason, is another failure.
+    note_failure(tmp_path, Failure("RuntimeError: bad", 8, "key4"))
+    ended(tmp_path, 1, requeues=9)
+    assert requeued == [REQUEUE, REQUEUE]
+
+
+@pytest.mark.parametrize("status", [2, 130, 137])
+def test_what_would_be_no_better_is_not_begun_again(
+    tmp_path: Path, requeued: list[tuple[str, ...]], status: int
+) -> None:
+    if status == 137:  # of another rank, which was killed because of the first
+        note_failure(tmp_path, Failure("ValueError: no such field", 0, hopeless=True))
+    assert ended(tmp_path, status, requeues=3) == status
+    assert requeued == []
+
+
+def test_outside_a_job_nothing_is_requeued(
+    tmp_path: Path, requeued: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert ended(tmp_path, 1, requeues=3) == 1
+    assert requeued == []

@@ -1,0 +1,81 @@
+"""What a run asks Slurm about its own job, with Slurm's real answers."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mmlab.launch.notice import Told
+from mmlab.launch.own_job import OwnJob, kill_wait, read_standing
+
+# As Slurm 22.05 answers, cut.
+PREEMPTED = "JobId=1001 JobState=COMPLETING Reason=None Requeue=1 Restarts=1 BatchFlag=1 EndTime=Unknown"
+CANCELLED = "JobId=1002 JobState=COMPLETING Reason=None Requeue=1 Restarts=0 EndTime=2026-11-30T02:38:52"
+TIMEOUT = "JobId=1004 JobState=COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 EndTime=2026-11-30T02:39:19"
+RUNNING = "JobId=1005 JobState=RUNNING Reason=None Requeue=1 Restarts=0 EndTime={end}"
+LATER = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100))
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A command that answers what `show` holds, and writes down what else it is asked."""
+    script = tmp_path / "scontrol"
+    script.write_text(
+        f'#!/bin/sh\ncd {tmp_path}\nif [ "$1" = show ]; then cat show-$2; else echo "$@" >> asked; fi\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked", "said"),
+    [
+        (PREEMPTED, False, "Slurm requeues it"),
+        (CANCELLED, False, "not requeued"),
+        (TIMEOUT, True, "requeued after SIGUSR1"),
+        (RUNNING.format(end=LATER), True, "requeued after SIGUSR1"),
+        (None, False, "scontrol requeue 1001"),
+    ],
+)
+def test_a_job_is_requeued_once_and_not_against_somebodys_will(
+    scontrol: Path, answer: str | None, asked: bool, said: str
+) -> None:
+    if answer is not None:
+        (scontrol / "show-job").write_text(answer + "\n")
+    found = OwnJob("1001", restarts=0).requeue(Told(signal.SIGUSR1, time.time()))
+    assert said in found
+    assert (scontrol / "asked").exists() is asked
+    if asked:
+        assert (scontrol / "asked").read_text() == "requeue 1001\n"
+
+
+def test_time_that_is_left(scontrol: Path) -> None:
+    job, now = OwnJob("1001", restarts=0), time.time()
+    (scontrol / "show-job").write_text(RUNNING.format(end=LATER))
+    assert job.seconds_left(Told(signal.SIGUSR1, now), kill_wait=30.0) == pytest.approx(100, abs=3)
+    assert job.seconds_left(Told(signal.SIGTERM, now), kill_wait=30.0) == pytest.approx(130, abs=3)
+    (scontrol / "show-job").write_text(PREEMPTED)
+    assert job.seconds_left(Told(signal.SIGTERM, now - 2), kill_wait=5.0) == pytest.approx(3, abs=1)
+    (scontrol / "show-job").write_text(TIMEOUT)  # long ago: the clock starts at the signal
+    assert job.seconds_left(Told(signal.SIGTERM, now), kill_wait=5.0) == pytest.approx(5, abs=1)
+
+
+def test_how_long_a_cluster_waits_to_kill(scontrol: Path) -> None:
+    assert kill_wait() == 30.0
+    (scontrol / "show-config").write_text("KeepAliveTime  = 3 sec\nKillWait                = 5 sec\n")
+    assert kill_wait() == 5.0
+
+
+def test_a_job_of_an_array_goes_by_its_place() -> None:
+    environment = {"SLURM_JOB_ID": "1010", "SLURM_ARRAY_JOB_ID": "1007", "SLURM_ARRAY_TASK_ID": "3"}
+    assert OwnJob.find(environment) == OwnJob("1007_3", 0)
+    assert OwnJob.find({"SLURM_JOB_ID": "1010", "SLURM_RESTART_COUNT": "2"}) == OwnJob("1010", 2)
+    assert OwnJob.find({}) is None
+
+
+def test_an_answer_without_fields_is_read() -> None:
+    assert read_standing("")._asdict() == {"state": "", "reason": "", "restarts": 0, "ends": None}
