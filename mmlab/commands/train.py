@@ -56,6 +56,7 @@ _NOISE = (
     (".*smaller than the logging interval.*", "steps are counted over all epochs, so they are logged"),
     (r"Found \d+ module\(s\) in eval mode.*", "frozen parts are, on purpose"),
     (r"(?s).*Grad strides do not match bucket view.*", "of 1 x 1 convolutions: a copy of little"),
+    ("The `srun` command is available.*", "a run by hand beside Slurm is no mistake"),
     (".*LeafSpec.* is deprecated.*", "Lightning's own use of torch"),
     (r".*self\.log\('\w+/skipped'.*sync_dist=True.*", "it is the sum over ranks already"),
 )
