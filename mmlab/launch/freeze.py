@@ -20,8 +20,6 @@ class Checkout:
     """A git checkout that code comes from."""
 
     root: Path
-    path: Path
-    """Where Python looks for modules: the root, or a folder below."""
     commit: str | None
     """None before the first commit."""
     dirty: bool
@@ -29,43 +27,48 @@ class Checkout:
 
 
 def checkout_of(folder: Path) -> Checkout | None:
-    """The checkout that a folder stands in; None where it is in none, or there is no git."""
+    """The checkout that a folder stands in; None where it is in none, is ignored there, or there is no git."""
     root = _git(folder, "rev-parse", "--show-toplevel")
     if root is None or not root.strip():
         return None
     if _git(folder, "check-ignore", "-q", ".") is not None:
-        return None  # an installed package in a project's own .venv is not its code
+        return None  # a package installed in a project's own .venv is not its code
     commit = _git(folder, "rev-parse", "--verify", "-q", "HEAD")
-    top = Path(root.rstrip("\n"))
+    top = Path(root.rstrip("\n")).resolve()
     dirty = bool(_git(top, "status", "--porcelain"))
-    return Checkout(top, folder.resolve(), None if commit is None else commit.strip(), dirty)
+    return Checkout(top, None if commit is None else commit.strip(), dirty)
 
 
-def copy_code(checkouts: Sequence[Checkout], out: Path, *, runs: Path) -> list[Path]:
-    """Copy the files of checkouts as they are in the working tree.
+def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list[Path], list[Checkout]]:
+    """Copy the checkouts that folders with code stand in, as they are in the working tree.
 
-    Tracked files, and those of at most :data:`LARGEST` bytes that git would not ignore; nothing of earlier
-    runs.
+    Copied are tracked files, and those of at most :data:`LARGEST` bytes that git would not ignore; nothing of
+    earlier runs.
 
     Args:
-        checkouts: Each root once.
-        out: A folder for all of them.
+        folders: Where Python looks for modules, the first first.
+        out: A folder for the copies.
         runs: The folder of run directories.
 
     Returns:
-        For each, where Python looks for modules in the copy.
+        Where Python is to look instead, and the checkouts. A folder in no checkout stays as it is.
     """
+    found = {folder.resolve(): checkout_of(folder) for folder in folders}
+    checkouts = {one.root: one for one in found.values() if one is not None}
+    targets = {}
+    for number, root in enumerate(checkouts):
+        targets[root] = out if len(checkouts) == 1 else out / f"{number}-{root.name}"
+        for name in _files(root):
+            if not (root / name).is_relative_to(runs.resolve()):
+                _copy(root / name, targets[root] / name)
     places = []
-    for number, checkout in enumerate(checkouts):
-        target = out if len(checkouts) == 1 else out / f"{number}-{checkout.root.name}"
-        for name in _files(checkout.root):
-            source = checkout.root / name
-            if not source.resolve().is_relative_to(runs.resolve()):
-                _copy(source, target / name)
-        place = target / checkout.path.relative_to(checkout.root.resolve())
-        place.mkdir(parents=True, exist_ok=True)
+    for folder, checkout in found.items():
+        place = folder
+        if checkout is not None:
+            place = targets[checkout.root] / folder.relative_to(checkout.root)
+            place.mkdir(parents=True, exist_ok=True)
         places.append(place)
-    return places
+    return places, list(checkouts.values())
 
 
 def _files(root: Path) -> list[str]:

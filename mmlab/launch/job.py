@@ -106,9 +106,18 @@ def _header(spec: JobSpec) -> str:
         ("chdir", spec.directory), ("output", spec.log),
     ]  # fmt: skip
     lines = [f"--{name}={_sbatch_word(str(value))}" for name, value in options if value is not None]
-    # A log goes on where a requeued job starts again; the ranks (not this shell) get USR1.
-    lines += ["--open-mode=append", "--requeue", f"--signal=USR1@{spec.signal_seconds}", *site.options]
-    return "".join(f"#SBATCH {line}\n" for line in lines) + "\nset -e\n"
+    lines = [f"#SBATCH {line}" for line in lines]
+    lines += [f"#SBATCH {line}" for line in site.options]
+    lines += [
+        "# Queued again, the job writes on in its log. USR1 goes to the ranks, not to this shell.",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --requeue",
+        f"#SBATCH --signal=USR1@{spec.signal_seconds}",
+        "",
+        "set -e",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _sbatch_word(text: str) -> str:

@@ -28,9 +28,14 @@ def run_id() -> str:
     """
     shared = os.environ.get(SHARED_ID)
     if shared is None:
-        shared = _launched_id() or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        shared = _launched_id() or new_id()
         os.environ[SHARED_ID] = shared
     return shared
+
+
+def new_id() -> str:
+    """An id that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _launched_id() -> str | None:
