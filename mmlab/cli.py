@@ -31,9 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`mmlab VERB --help` explains a verb. --debug, anywhere: show the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"mmlab {__version__}")
-    verbs = parser.add_subparsers(
-        dest="verb", metavar="VERB", required=True, parser_class=ActionParser
-    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=ActionParser)
     for verb, purpose in TRAINER_VERBS.items():
         # Their arguments depend on the classes that the config names: commands/train.py parses them.
         verbs.add_parser(verb, help=purpose, add_help=False)

@@ -22,15 +22,13 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add what both verbs take."""
     resources = parser.add_argument_group("resources (default: those of the profile)")
     resources.add_argument("--nodes", type=int, metavar="N")
-    resources.add_argument(
-        "--gpus-per-node", type=int, metavar="N", help="default 1; 0: compute on CPUs"
-    )
-    resources.add_argument(
-        "--tasks-per-node", type=int, metavar="N", help="ranks; default: one for each GPU"
-    )
+    resources.add_argument("--gpus-per-node", type=int, metavar="N", help="default 1; 0: compute on CPUs")
+    resources.add_argument("--tasks-per-node", type=int, metavar="N", help="ranks; default: one for each GPU")
     resources.add_argument("--cpus-per-task", type=int, metavar="N", help="loader workers and threads")
     resources.add_argument("--mem", metavar="SIZE", help="of each node, such as 64G")
-    resources.add_argument("--time", metavar="TIME", help="such as 12:00:00, 1-12 (days-hours) or 90 (minutes)")
+    resources.add_argument(
+        "--time", metavar="TIME", help="such as 12:00:00, 1-12 (days-hours) or 90 (minutes)"
+    )
     site = parser.add_argument_group("site")
     site.add_argument("--profile", type=Path, metavar="FILE", help="see slurm/profiles/example.yaml")
     for name in _SITE:

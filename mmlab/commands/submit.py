@@ -45,7 +45,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "number",
     )  # fmt: skip
     queue.add_argument("--dependency", metavar="WHEN", help="such as afterok:1234")
-    queue.add_argument("--dry-run", action="store_true", help="print the batch script; write and queue nothing")
+    queue.add_argument(
+        "--dry-run", action="store_true", help="print the batch script; write and queue nothing"
+    )
     parser.set_defaults(run=run, words=[])
 
 
@@ -69,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.dry_run:
         print(batch_script(spec), end="")
+        folder = shlex.quote(str(spec.run))
         print(
-            f"# Nothing was frozen or queued. By hand: mkdir -p {shlex.quote(str(spec.run))}, then sbatch this.",
-            file=sys.stderr,
+            f"# Nothing was frozen or queued. By hand: mkdir -p {folder}, then sbatch this.", file=sys.stderr
         )
         return 0
     job = _queue(spec)
@@ -118,9 +120,7 @@ def _record(spec: JobSpec, checkouts: list[Checkout]) -> dict[str, object]:
         "array": spec.array,
         "requeues": spec.requeues,
         "version": mmlab.__version__,
-        "code": [
-            {"checkout": str(one.root), "commit": one.commit, "dirty": one.dirty} for one in checkouts
-        ],
+        "code": [{"checkout": str(one.root), "commit": one.commit, "dirty": one.dirty} for one in checkouts],
     }
 
 

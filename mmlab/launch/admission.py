@@ -38,7 +38,7 @@ def check_job(spec: JobSpec, save_seconds: float | None) -> None:
     if asked.gpus_per_node > 0 and asked.tasks_per_node > asked.gpus_per_node:
         raise ValueError(
             f"{asked.tasks_per_node} tasks on each node are more than its {asked.gpus_per_node} GPUs: each "
-            f"task drives one device: set --tasks-per-node {asked.gpus_per_node}, or --gpus-per-node 0 for CPUs"
+            f"task drives one device: --tasks-per-node {asked.gpus_per_node}, or --gpus-per-node 0 for CPUs"
         )
     if asked.mem is not None:
         memory_of(asked.mem)
@@ -68,7 +68,9 @@ def check_cluster(spec: JobSpec, groups: Sequence[NodeGroup]) -> None:
     if wanted is None:
         chosen = [group for group in groups if group.default]
         if not chosen:
-            raise ValueError(f"the cluster has no default partition: name one of {', '.join(names)} (--partition)")
+            raise ValueError(
+                f"the cluster has no default partition: name one of {', '.join(names)} (--partition)"
+            )
     else:
         # Slurm takes the first of several that can run the job.
         chosen = []
@@ -110,9 +112,7 @@ def _check_nodes(asked: Resources, partition: str, groups: Sequence[NodeGroup]) 
     if memory > most_memory:
         raise ValueError(f"--mem {asked.mem}: nodes of partition {partition} have {most_memory} MB")
     fitting = sum(
-        g.nodes
-        for g in groups
-        if g.gpus >= asked.gpus_per_node and g.cpus >= cpus and g.memory >= memory
+        g.nodes for g in groups if g.gpus >= asked.gpus_per_node and g.cpus >= cpus and g.memory >= memory
     )
     if asked.nodes > fitting:
         raise ValueError(

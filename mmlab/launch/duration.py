@@ -36,7 +36,7 @@ def seconds_of(text: str) -> int | None:
     return total
 
 
-def duration_text(seconds: float) -> str:
+def duration_text(seconds: int | float) -> str:
     """A duration for people: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     whole = round(max(0.0, seconds))
     if whole < 120:

@@ -1,4 +1,4 @@
-"""What a submission freezes: configs and code as they are now, so that later edits do not reach queued jobs."""
+"""What a submission freezes: configs and code as they are now; later edits do not reach queued jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Checkout:
 
 
 def checkout_of(folder: Path) -> Checkout | None:
-    """The checkout that a folder stands in; None where it is in none, is ignored there, or there is no git."""
+    """The checkout that a folder stands in; None: it is in none, ignored there, or there is no git."""
     root = _git(folder, "rev-parse", "--show-toplevel")
     if root is None or not root.strip():
         return None

@@ -130,10 +130,10 @@ def _sbatch_word(text: str) -> str:
 def _place(spec: JobSpec) -> str:
     lines = [f"run={shlex.quote(str(spec.run))}"]
     if spec.array is not None:
-        lines += ['run=$run-$SLURM_ARRAY_TASK_ID    # each task of the array is a run', 'mkdir -p "$run"']
+        lines += ["run=$run-$SLURM_ARRAY_TASK_ID    # each task of the array is a run", 'mkdir -p "$run"']
     lines += [
         "# By its id a job that is queued again finds its run, and goes on.",
-        'export MMLAB_RUN_ID=${run##*/}',
+        "export MMLAB_RUN_ID=${run##*/}",
         f"export MMLAB_REQUEUES={spec.requeues}",
     ]
     return "\n".join(lines) + "\n"
@@ -209,7 +209,7 @@ def _training(spec: JobSpec) -> str:
         "trap : TERM USR1\n"
         "status=0\n"
         f"{command} \\\n    || status=$?\n\n"
-        "# Queues the job again where that may help: after a hang or a kill, not after an error of the user.\n"
+        "# Queues the job again where that may help: after a hang or a kill, not after a user's error.\n"
         f"{ended}\n"
         'exit "$status"\n'
     )

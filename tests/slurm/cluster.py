@@ -76,7 +76,9 @@ class Cluster:
         """
         end = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            assert time.monotonic() < end, f"job {job} is {state} after {seconds} s, not {' or '.join(states)}"
+            assert time.monotonic() < end, (
+                f"job {job} is {state} after {seconds} s, not {' or '.join(states)}"
+            )
             time.sleep(0.3)
         return state
 

@@ -39,8 +39,9 @@ class Site:
         return said.split()[1].rstrip(":")
 
     def jobs(self) -> dict[str, dict[str, object]]:
-        lines = self.mmlab("jobs", "--json").splitlines()
-        return {record["id"]: record for record in map(json.loads, lines)}
+        """Those of this folder; the cluster has others of earlier tests."""
+        records = map(json.loads, self.mmlab("jobs", "--json").splitlines())
+        return {record["id"]: record for record in records if Path(record["run"]).is_relative_to(self.folder)}
 
 
 @pytest.fixture
@@ -137,7 +138,10 @@ def test_ranks_have_the_time_that_slurm_leaves_between_term_and_kill(site: Site)
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--partition", "hihg"], "--partition hihg: the cluster has none of that name: did you mean 'high'?"),
+        (
+            ["--partition", "hihg"],
+            "--partition hihg: the cluster has none of that name: did you mean 'high'?",
+        ),
         (["--nodes", "3"], "--nodes 3: partition debug has 2 nodes that are large enough"),
         (["--gpus-per-node", "4"], "--gpus-per-node 4: nodes of partition debug have 2 GPUs"),
         (["--gpus-per-node", "0", "--tasks-per-node", "3"], "nodes of partition debug have 2 CPUs"),
