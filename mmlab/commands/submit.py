@@ -62,25 +62,32 @@ def run(arguments: argparse.Namespace) -> int:
     if spec.array is not None:
         array_tasks(spec.array)
     check_job(spec, newest_status(spec.run.parent).save_seconds)
-    if slurm.available():
-        check_cluster(spec, slurm.partitions())
-    elif not arguments.dry_run:
+    if arguments.dry_run:
+        return _show(spec)
+    if not slurm.available():
         raise ValueError(
             "there is no Slurm (sbatch) on this machine: submit on a login node of the cluster; --dry-run "
             "prints the batch script, `mmlab fit` trains here"
         )
-    if arguments.dry_run:
-        print(batch_script(spec), end="")
-        folder = shlex.quote(str(spec.run))
-        print(
-            f"# Nothing was frozen or queued. By hand: mkdir -p {folder}, then sbatch this.", file=sys.stderr
-        )
-        return 0
+    check_cluster(spec, slurm.partitions())
     job = _queue(spec)
     print(f"job {job}: {spec.name}, {_size(spec)}")
     print(f"run directory: {spec.run}{'-TASK' if spec.array is not None else ''}")
     print(f"log: mmlab jobs logs {job}{'_TASK' if spec.array is not None else ''} -f")
     print(f"submitted in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def _show(spec: JobSpec) -> int:
+    """Print the batch script, and what speaks against it where a cluster can be asked."""
+    try:
+        if slurm.available():
+            check_cluster(spec, slurm.partitions())
+    except slurm.SlurmError as error:
+        print(f"# Not held against the cluster: {error}", file=sys.stderr)
+    print(batch_script(spec), end="")
+    folder = shlex.quote(str(spec.run))
+    print(f"# Nothing was frozen or queued. By hand: mkdir -p {folder}, then sbatch this.", file=sys.stderr)
     return 0
 
 
@@ -129,4 +136,5 @@ def _size(spec: JobSpec) -> str:
     devices = "GPUs" if asked.gpus_per_node > 0 else "CPU ranks"
     count = asked.nodes * asked.tasks_per_node
     several = "" if spec.array is None else f", array {spec.array}"
-    return f"{asked.nodes} nodes with {count} {devices} in all, for {asked.time}{several}"
+    nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
+    return f"{nodes} with {count} {devices} in all, for {asked.time}{several}"

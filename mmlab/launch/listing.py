@@ -31,11 +31,12 @@ class Listed:
     @property
     def log(self) -> Path:
         """The file that the job writes to."""
-        job, _, task = self.id.partition("_")
-        folder = self.run
-        if task:  # the tasks of an array share the folder of the submission
-            folder = folder.with_name(folder.name.removesuffix(f"-{task}"))
-        return folder / f"slurm-{self.id}.log" if task else folder / f"slurm-{job}.log"
+        task = self.id.partition("_")[2]
+        own = self.run / f"slurm-{self.id}.log"
+        if not task or own.exists():
+            return own
+        # The tasks of an array share the folder of the submission.
+        return self.run.with_name(self.run.name.removesuffix(f"-{task}")) / own.name
 
 
 def list_jobs(
@@ -61,7 +62,8 @@ def list_jobs(
     for identity, job in known.items():
         task = identity.partition("_")[2]
         base = Path(job.comment.removeprefix(MARK))
-        run = base.with_name(f"{base.name}-{task}") if task else base
+        whole = not task or base.name.endswith(f"-{task}")  # slurm/sweep.sbatch says which task's it is
+        run = base if whole else base.with_name(f"{base.name}-{task}")
         found[identity] = _listed(identity, job.name, run, job, read_status(run))
     return sorted(found.values(), key=lambda one: [int(part) for part in one.id.split("_") if part.isdigit()])
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmlab.launch import slurm
-from mmlab.launch.checks import Check
+from mmlab.launch.checks import Check, Verdict
 from mmlab.launch.job import JobSpec
 
 _SKEW = 2.0
@@ -120,16 +120,16 @@ def compare_nodes(
         found.append(Check("$TMPDIR on nodes", "bad", f"not writable on {lacking_scratch[0]}", "set TMPDIR"))
     fewest = min(int(answer["gpus"]) for answer in answers)
     if asked.gpus_per_node > 0:
-        verdict = "ok" if fewest >= asked.gpus_per_node else "bad"
+        verdict: Verdict = "ok" if fewest >= asked.gpus_per_node else "bad"
         remedy = "" if verdict == "ok" else "drivers, or a container without --nv"
         found.append(
             Check("GPUs on nodes", verdict, f"{fewest} seen, {asked.gpus_per_node} asked for", remedy)
         )
     # A node's clock lies between start and end by ours, if they agree.
     skew = max(max(began - float(a["time"]), float(a["time"]) - ended, 0.0) for a in answers)
-    verdict = "ok" if skew < _SKEW else "warn"
+    agreed: Verdict = "ok" if skew < _SKEW else "warn"
     text = (
         f"within {max(skew, ended - began):.1f} s" if skew == 0 else f"{skew:.1f} s away from this machine's"
     )
-    found.append(Check("clocks", verdict, text, "" if verdict == "ok" else "a time service (chrony)"))
+    found.append(Check("clocks", agreed, text, "" if agreed == "ok" else "a time service (chrony)"))
     return found

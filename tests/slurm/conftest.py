@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError
+from site_folder import Site
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,9 @@ def cluster() -> Iterator[Cluster]:
         started.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A folder of its own to submit from."""
+    return Site(cluster, tmp_path, monkeypatch)
