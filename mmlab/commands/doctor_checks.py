@@ -74,7 +74,8 @@ def check_data(data: ShardData, spec: JobSpec) -> list[Check]:
         return [Check("data", "bad", str(error))]
     count, shards = int(samples.counts.sum()), len(samples.counts)
     cut = "" if not isinstance(lanes, Lanes) else f", {lanes.ranks} x {lanes.groups} lanes"
-    text = f"{count} samples in {shards} shard{'' if shards == 1 else 's'}{cut} for {ranks} ranks x {max(1, workers)} readers"
+    stored = f"{count} samples in {shards} shard{'' if shards == 1 else 's'}"
+    text = f"{stored}{cut} for {ranks} ranks x {max(1, workers)} readers"
     if count < data.batch_size:
         remedy = f"data.batch_size of at most {count}"
         verdict = Check("data", "bad", f"{text}: fewer than one batch of {data.batch_size}", remedy)

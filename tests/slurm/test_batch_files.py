@@ -39,9 +39,7 @@ def test_a_sweep_over_the_lines_of_a_file(site: Site) -> None:
     logs = [(site.folder / f"slurm-{job}_{task}.log").read_text() for task in range(3)]
     assert states == ["COMPLETED", "COMPLETED", "FAILED"], logs
     runs = [site.folder / "runs" / "sweep" / f"job-{job}-{task}" for task in range(2)]
-    assert ["seed_everything: 7", "seed_everything: 8"] == [
-        next(line for line in (run / "config.yaml").read_text().splitlines() if "seed_everything" in line)
-        for run in runs
-    ]
+    for seed, run in enumerate(runs, start=7):
+        assert f"seed_everything: {seed}\n" in (run / "config.yaml").read_text()
     assert "values has no line 3 for task 2" in logs[2]
     assert Path(str(site.jobs()[f"{job}_1"]["run"])) == runs[1]

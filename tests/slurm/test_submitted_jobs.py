@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,10 @@ def test_a_run_on_two_nodes_is_submitted_and_finishes(site: Site) -> None:
     # It ran from the copy, in the directory of submission, as one run of two ranks.
     config = (run / "config.yaml").read_text()
     assert "num_nodes: 2" in config
-    assert json.loads((run / "run.json").read_text())["command"][0].startswith(str(run / "code"))
+    record = json.loads((run / "run.json").read_text())
+    assert record["command"][0].startswith(str(run / "code"))
+    assert record["git_commit"] == frozen["code"][0]["commit"]
+    assert not (run / "git.diff").exists()
     assert [path.name for path in run.parent.iterdir()] == [run.name]
     assert site.jobs()[job]["state"] == "COMPLETED"
 
@@ -139,3 +143,11 @@ def test_names_with_blanks_and_signs_reach_slurm_whole(
     run = next((folder / "runs" / "smoke").iterdir())
     assert site.jobs()[job]["run"] == str(run)
     assert "run directory" in (run / f"slurm-{job}.log").read_text()
+
+
+def test_a_node_whose_power_is_cut_comes_back(cluster: Cluster) -> None:
+    cluster.run(["srun", "--nodelist=node2", "--nodes=1", "true"])
+    cluster.crash("node2")
+    cluster.boot("node2")
+    said = cluster.run(["srun", "--nodelist=node2", "--nodes=1", "hostname"])
+    assert said.stdout.strip() in ("node2", os.uname().nodename)  # the second where nodes share a host's name
