@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from mmlab import __version__
-from mmlab.commands import adapt, assets, data, runs, shards, tune
+from mmlab.commands import adapt, assets, data, doctor, jobs, runs, shards, submit, tune
+from mmlab.commands.action import ActionParser
 from mmlab.launch.notice import Notice
 
 TRAINER_VERBS = {
@@ -31,11 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`mmlab VERB --help` explains a verb. --debug, anywhere: show the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"mmlab {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=ActionParser)
     for verb, purpose in TRAINER_VERBS.items():
         # Their arguments depend on the classes that the config names: commands/train.py parses them.
         verbs.add_parser(verb, help=purpose, add_help=False)
-    for module in (assets, data, shards, adapt, tune, runs):
+    for module in (assets, data, shards, adapt, tune, runs, submit, jobs, doctor):
         module.add_parser(verbs)
     return parser
 

@@ -312,5 +312,5 @@ case ${1:-} in
     env) cmd_env ;;
     crash) cmd_crash "${2:?node}" ;;
     boot) cmd_boot "${2:?node}" ;;
-    *) sed -n '2,30p' "$0"; exit 2 ;;
+    *) sed -n '2,29p' "$0"; exit 2 ;;
 esac

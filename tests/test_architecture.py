@@ -44,8 +44,8 @@ ROOMS = {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
         "metrics.classification", "metrics.entities", "metrics.recommendation",
     },
-    "runs": {"parallel.stored"},
-    "launch": {"runs.registry"},
+    "runs": {"parallel.stored", "parallel.digests"},
+    "launch": {"runs.directory", "runs.failures", "runs.rank_page", "runs.status"},
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"*"},
@@ -55,7 +55,7 @@ ROOMS = {
 HOMES = {
     "lightning": {
         "tasks.*", "data.module", "callbacks.*", "runs.checkpoint", "parallel.strategies",
-        "commands.*",
+        "parallel.srun", "commands.*",
     },
     "webdataset": {"data.shards"},
     "transformers": {
@@ -77,7 +77,10 @@ LIGHT = [
     "assets.*",
     "sources.*",
     "launch.*",
-    "runs.registry",
+    "runs.directory",
+    "runs.failures",
+    "runs.rank_page",
+    "runs.status",
 ]
 HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "transformers", "timm", "peft", "wandb"}
 

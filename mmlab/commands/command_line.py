@@ -193,8 +193,7 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         if self.resume == "never" or config.ckpt_path is not None:
             return
-        status = read_status(self.directory)
-        if status is not None and status.state == "finished":
+        if read_status(self.directory).state == "finished":
             self._show(f"{self.directory} has come to its end before: nothing is left to do")
             raise SystemExit(0)
         start = find_start(self.directory)
@@ -250,7 +249,7 @@ class CommandLine(LightningCLI):
                 raise SystemExit(0) from None
             job = OwnJob.find()
             if job is not None and self.resume == "auto":
-                self._show(job.requeue(told))
+                self._show(job.requeue(f"after {told.name}"))
             raise SystemExit(TERMINATED) from None
 
     def _how_to_go_on(self) -> str:

@@ -46,9 +46,9 @@ def find_run(runs: Path, name: str, resume: Resume) -> Path:
             os.environ[SHARED_ID] = unfinished.name
     directory = run_directory(runs, name)
     status = read_status(directory)
-    if resume == "auto" and status is not None and _runs_elsewhere(status):
+    if resume == "auto" and _runs_elsewhere(status):
         raise ValueError(
-            f"{directory} is under way: it was written to {time.time() - status.updated:.0f} seconds ago"
+            f"{directory} is under way: it was written to less than {ALIVE:.0f} seconds ago"
             f"{'' if status.job is None else f' by job {status.job}'}: wait for it, or set --resume never"
         )
     return directory
@@ -58,7 +58,7 @@ def newest_unfinished(folder: Path) -> Path | None:
     """The run of a name that was begun last, if it has checkpoints and has not come to its end."""
     for run in sorted(folder.glob("*"), key=lambda run: run.stat().st_mtime, reverse=True):
         status = read_status(run)
-        if status is not None:
+        if status.state is not None:
             return run if status.state != "finished" and (run / FOLDER).is_dir() else None
     return None
 
@@ -66,7 +66,8 @@ def newest_unfinished(folder: Path) -> Path | None:
 def _runs_elsewhere(status: Status) -> bool:
     own = OwnJob.find()
     same_job = own is not None and status.job == own.id
-    return status.state == "running" and not same_job and time.time() - status.updated < ALIVE
+    recent = status.updated is not None and time.time() - status.updated < ALIVE
+    return status.state == "running" and not same_job and recent
 
 
 def find_start(directory: Path) -> Path | None:

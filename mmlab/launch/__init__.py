@@ -1,1 +1,1 @@
-"""What stands between a run and the cluster that it runs on."""
+"""Jobs on a cluster: what is frozen and queued, the talk with Slurm, how a job ends. No torch here."""

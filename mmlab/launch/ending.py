@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from mmlab.launch.own_job import OwnJob, ask
+from mmlab.launch.own_job import OwnJob
 from mmlab.runs.failures import Failure, clear_failure, keep_failure, noted_failure, past_failures
 from mmlab.runs.rank_page import read_pages
-from mmlab.runs.status import Status, read_status, write_status
+from mmlab.runs.status import read_status, write_status
 
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit statuses after which another attempt would be no better, or is not wanted."""
@@ -30,7 +30,7 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
         The exit status of the job.
     """
     before = read_status(run)
-    if status == 0 or (before is not None and before.state == "preempted"):
+    if status == 0 or before.state == "preempted":
         clear_failure(run)
         return status
     failure = _failure(run, status)
@@ -38,16 +38,13 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     past = past_failures(run)
     keep_failure(run, failure)
     verdict = _verdict(failure, past, status=status, requeues=requeues)
-    write_status(run, _now(before)._replace(state="failed", reason=verdict or failure.what))
+    write_status(run, before._replace(state="failed", reason=verdict or failure.what))
     _say(f"{run}: {failure.what}, at step {failure.step}")
     job = OwnJob.find()
     if verdict is not None or job is None:
         _say(verdict or "no Slurm job: not begun again")
         return status
-    _say(f"requeued, attempt {len(past) + 2} of {requeues + 1}")
-    found = ask("scontrol", "requeue", job.id)
-    if found.returncode != 0:
-        _say(f"job {job.id} could not be requeued: {found.stderr.strip()}")
+    _say(job.requeue(f"for attempt {len(past) + 2} of {requeues + 1}"))
     return status
 
 
@@ -74,10 +71,6 @@ def _verdict(failure: Failure, past: list[Failure], *, status: int, requeues: in
     if len(past) >= requeues:
         return f"not begun again: {len(past) + 1} failures, and --requeues is {requeues}"
     return None
-
-
-def _now(before: Status | None) -> Status:
-    return Status("failed") if before is None else before
 
 
 def _say(what: str) -> None:

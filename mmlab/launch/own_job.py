@@ -51,10 +51,13 @@ class OwnJob(NamedTuple):
         found = ask("scontrol", "show", "job", "-o", self.id)
         return None if found.returncode != 0 else read_standing(found.stdout)
 
-    def requeue(self, told: Told) -> str:
+    def requeue(self, why: str) -> str:
         """Begin the job again, unless Slurm does so or somebody has cancelled it; says what was done.
 
-        Rank 0 calls this once, when all is saved: the job ends with it.
+        Rank 0, or the batch script, calls this once, when all is saved: the job ends with it.
+
+        Args:
+            why: What led to it, `after SIGUSR1`.
         """
         now = self.standing()
         if now is None:
@@ -66,7 +69,7 @@ class OwnJob(NamedTuple):
         found = ask("scontrol", "requeue", self.id)
         if found.returncode != 0:
             return f"job {self.id} could not be requeued: {found.stderr.strip()}"
-        return f"job {self.id} requeued after {told.name}"
+        return f"job {self.id} requeued {why}"
 
     def seconds_left(self, told: Told, *, kill_wait: float) -> float:
         """How long this process lives on, at worst, after a signal.

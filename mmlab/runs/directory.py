@@ -28,9 +28,14 @@ def run_id() -> str:
     """
     shared = os.environ.get(SHARED_ID)
     if shared is None:
-        shared = launched_id() or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        shared = launched_id() or new_id()
         os.environ[SHARED_ID] = shared
     return shared
+
+
+def new_id() -> str:
+    """An id that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def launched_id() -> str | None:
@@ -86,7 +91,7 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
     record = {
         "command": sys.argv,
         "python": sys.version,
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _frozen_commit(Path(__file__)) or _git("rev-parse", "HEAD"),
         "packages": {d.name: d.version for d in metadata.distributions() if d.name},
         "data": dict(data_digests),
     }
@@ -105,9 +110,22 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     os.replace(temporary, path)
 
 
+def _frozen_commit(file: Path) -> str | None:
+    """The commit of the checkout that `mmlab submit` has copied a file from; None where it is no copy."""
+    for folder in file.parents:
+        record = folder.parent / "submission.json"
+        if folder.name == "code" and record.exists():
+            checkouts = json.loads(record.read_text(encoding="utf-8"))["code"]
+            commit: str | None = checkouts[0]["commit"] if checkouts else None
+            return commit
+    return None
+
+
 def _git(*arguments: str) -> str | None:
-    """What git says about the code of this package, or None outside a checkout."""
+    """What git says about the code of this package, or None where it knows nothing of it."""
     package = Path(__file__).parent
+    if arguments[0] != "ls-files" and not _git("ls-files", "."):
+        return None  # a copy inside a checkout is not what is checked out
     try:
         answer = subprocess.run(
             ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=30, check=False

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mmlab.runs.directory import write_json
 
 FILE = "status.json"
 State = Literal["running", "finished", "preempted", "failed", "hung"]
+_TEXT = ("state", "job", "reason")
+_WHOLE = ("step", "steps", "saved_step", "restarts")
 
 
 class Status(NamedTuple):
-    """How a run stands."""
+    """How a run stands; None: it has not said so."""
 
-    state: State
-    step: int = 0
+    state: str | None = None
+    """One of :data:`State`."""
+    step: int | None = None
     """Steps of the optimizer that are done."""
     steps: int | None = None
-    """Steps in all; None: not known yet."""
+    """Steps in all."""
     samples_per_second: float | None = None
     """Over all ranks."""
     eta_seconds: float | None = None
@@ -31,25 +34,43 @@ class Status(NamedTuple):
     """When it was complete, Unix seconds."""
     save_seconds: float | None = None
     """What the last save took."""
-    restarts: int = 0
-    """How often the run has begun again."""
+    restarts: int | None = None
+    """How often its job had been requeued."""
     job: str | None = None
     """The Slurm job that runs it, `1001` or `1001_3`."""
-    updated: float = 0.0
+    updated: float | None = None
     """Unix seconds."""
     reason: str | None = None
     """Why it is no longer running."""
 
 
-def read_status(run: Path) -> Status | None:
-    """How a run stands, or None where it has not said so yet."""
+def read_status(run: Path) -> Status:
+    """How a run stands; what is missing or of another kind than it should be is None."""
     try:
         found = json.loads((run / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return Status(**{name: value for name, value in found.items() if name in Status._fields})
+    except (OSError, ValueError):
+        return Status()
+    if not isinstance(found, dict):
+        return Status()
+    return Status(**{name: _checked(name, found.get(name)) for name in Status._fields})
+
+
+def newest_status(name_folder: Path) -> Status:
+    """The status that was written last, of all runs of a name."""
+    found = [read_status(path.parent) for path in name_folder.glob(f"*/{FILE}")]
+    return max(found, key=lambda one: one.updated or 0.0, default=Status())
 
 
 def write_status(run: Path, status: Status) -> None:
     """Say how a run stands; stamps it with the time."""
     write_json(run / FILE, status._replace(updated=time.time())._asdict())
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in _TEXT:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if name in _WHOLE:
+        return value if isinstance(value, int) else None
+    return float(value)

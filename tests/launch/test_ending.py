@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlab.launch import ending
+from mmlab.launch import own_job
 from mmlab.launch.ending import ended
 from mmlab.runs.failures import Failure, note_failure, past_failures
 from mmlab.runs.rank_page import RankPage
@@ -16,14 +16,16 @@ from mmlab.runs.status import Status, read_status, write_status
 
 @pytest.fixture
 def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What Slurm was asked."""
+    """What Slurm was asked to do; it says that the job runs."""
     asked: list[tuple[str, ...]] = []
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        if words[1] == "show":
+            return subprocess.CompletedProcess(words, 0, "JobState=RUNNING Reason=None Restarts=0", "")
         asked.append(words)
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(ending, "ask", ask)
+    monkeypatch.setattr(own_job, "ask", ask)
     monkeypatch.setenv("SLURM_JOB_ID", "1001")
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -60,7 +62,7 @@ def test_a_killed_run_begins_again_as_often_as_is_allowed(
     status = read_status(tmp_path)
     assert status is not None
     assert (status.state, status.reason) == ("failed", "not begun again: 3 failures, and --requeues is 2")
-    assert "requeued, attempt 2 of 3" in capsys.readouterr().err
+    assert "requeued for attempt 2 of 3" in capsys.readouterr().err
 
 
 def test_the_same_failure_at_the_same_step_twice_is_the_last(

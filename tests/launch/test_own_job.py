@@ -46,7 +46,7 @@ def test_a_job_is_requeued_once_and_not_against_somebodys_will(
 ) -> None:
     if answer is not None:
         (scontrol / "show-job").write_text(answer + "\n")
-    found = OwnJob("1001", restarts=0).requeue(Told(signal.SIGUSR1, time.time()))
+    found = OwnJob("1001", restarts=0).requeue("after SIGUSR1")
     assert said in found
     assert (scontrol / "asked").exists() is asked
     if asked:

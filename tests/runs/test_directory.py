@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlab.runs.directory import SHARED_ID, describe_run, run_directory, run_id, write_json
+from mmlab.runs.directory import SHARED_ID, _frozen_commit, describe_run, run_directory, run_id, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,14 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(path, {"a": 2, "b": float("nan")})
     assert json.loads(path.read_text()) == {"a": 2, "b": None}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_frozen_copy_knows_its_commit(tmp_path: Path) -> None:
+    file = tmp_path / "id" / "code" / "mmlab" / "runs" / "directory.py"
+    assert _frozen_commit(file) is None
+    file.parent.mkdir(parents=True)
+    record = tmp_path / "id" / "submission.json"
+    record.write_text(json.dumps({"code": []}))
+    assert _frozen_commit(file) is None
+    record.write_text(json.dumps({"code": [{"checkout": "/x", "commit": "abc", "dirty": True}]}))
+    assert _frozen_commit(file) == "abc"

@@ -1,0 +1,169 @@
+"""`mmlab jobs`: my trainings on the cluster, their logs, and ending or queueing them again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from mmlab.assets.cache import cache_dir
+from mmlab.commands.submit import SUBMISSIONS
+from mmlab.launch import slurm
+from mmlab.launch.duration import duration_text
+from mmlab.launch.ending import ended
+from mmlab.launch.listing import Listed, chosen, list_jobs
+from mmlab.launch.log import follow, of_rank
+from mmlab.launch.submissions import Submission, note_submission, read_submissions
+
+_COLUMNS = ("id", "name", "state", "step", "samples/s", "ETA", "saved", "restarts", "run directory")
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `mmlab jobs` and `mmlab jobs logs | cancel | requeue | ended`."""
+    parser = verbs.add_parser(
+        "jobs",
+        help="my trainings on the cluster: list, logs, cancel, requeue",
+        description="Lists my jobs of mmlab: those that wait or run, and those that ended in the last day.",
+    )
+    parser.add_argument("--all", action="store_true", help="also what ended earlier")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each job")
+    parser.set_defaults(run=_table)
+    actions = parser.add_subparsers(metavar="ACTION")
+    logs = actions.add_parser("logs", help="what a job has said")
+    logs.add_argument("id", metavar="ID")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    logs.add_argument("--rank", type=int, metavar="R", help="only what this rank has said")
+    logs.set_defaults(run=_logs)
+    cancel = actions.add_parser("cancel", help="end jobs, or take them out of the queue")
+    cancel.add_argument("ids", nargs="+", metavar="ID")
+    cancel.set_defaults(run=_cancel)
+    requeue = actions.add_parser(
+        "requeue",
+        help="queue jobs again, in their run directories",
+        description="A job that runs is stopped first. One that Slurm has forgotten is submitted again.",
+    )
+    requeue.add_argument("ids", nargs="+", metavar="ID")
+    requeue.set_defaults(run=_requeue)
+    over = actions.add_parser("ended", help="for batch scripts: what follows the end of a run")
+    over.add_argument("run_directory", type=Path, metavar="RUN")
+    over.add_argument("status", type=int, metavar="STATUS")
+    over.set_defaults(run=_ended)
+
+
+def _jobs(*, everything: bool) -> list[Listed]:
+    submissions = read_submissions(cache_dir() / SUBMISSIONS)
+    return list_jobs(slurm.queue(), submissions, now=time.time(), everything=everything)
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    jobs = _jobs(everything=arguments.all)
+    if arguments.json:
+        for job in jobs:
+            print(json.dumps(_record(job)))
+        return 0
+    if not jobs:
+        print("no jobs of mmlab wait, run, or ended in the last day (--all: earlier ones)")
+        return 0
+    rows = [_COLUMNS, *(_row(job, time.time()) for job in jobs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _row(job: Listed, now: float) -> tuple[str, ...]:
+    status = job.status
+    step = "" if status.step is None else str(status.step)
+    if status.steps is not None:
+        step += f"/{status.steps}"
+    running = job.state == "RUNNING"
+    speed, left = status.samples_per_second, status.eta_seconds
+    return (
+        job.id,
+        job.name,
+        job.state if job.reason is None else f"{job.state} ({job.reason})",
+        step,
+        f"{speed:.4g}" if running and speed is not None else "",
+        duration_text(left) if running and left is not None else "",
+        "" if status.saved_at is None else f"{duration_text(now - status.saved_at)} ago",
+        "" if status.restarts is None else str(status.restarts),
+        str(job.run),
+    )
+
+
+def _record(job: Listed) -> dict[str, object]:
+    status = job.status
+    return {
+        "id": job.id, "name": job.name, "state": job.state, "reason": job.reason, "run": str(job.run),
+        "step": status.step, "steps": status.steps, "samples_per_second": status.samples_per_second,
+        "eta_seconds": status.eta_seconds, "saved_at": status.saved_at, "restarts": status.restarts,
+        "updated": status.updated,
+    }  # fmt: skip
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    job = chosen(_jobs(everything=True), arguments.id)[0]
+    print(f"{job.log}:", file=sys.stderr)
+    if not arguments.follow and not job.log.exists():
+        waits = f" ({job.reason})" if job.reason is not None else ""
+        print(f"nothing yet: the job is {job.state}{waits}; -f waits for it", file=sys.stderr)
+        return 0
+
+    def going_on() -> bool:
+        return arguments.follow and any(one.id == job.id and one.active for one in _jobs(everything=True))
+
+    for line in follow(job.log, going_on):
+        said = of_rank(line, arguments.rank)
+        if said is not None:
+            print(said, end="", flush=True)
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    jobs = _jobs(everything=True)
+    for identity in arguments.ids:
+        if not any(job.active for job in chosen(jobs, identity)):
+            print(f"job {identity} has ended already")
+            continue
+        slurm.call("scancel", identity)
+        print(f"job {identity} is cancelled")
+    return 0
+
+
+def _requeue(arguments: argparse.Namespace) -> int:
+    jobs = _jobs(everything=True)
+    for identity in arguments.ids:
+        for job in chosen(jobs, identity):
+            if job.state == "PENDING":
+                print(f"job {job.id} waits already")
+            elif job.state.isupper():  # Slurm still knows it
+                slurm.call("scontrol", "requeue", job.id)
+                print(f"job {job.id} is queued again")
+            else:
+                print(f"job {job.id} is queued again as {_submit_again(job)}")
+    return 0
+
+
+def _submit_again(job: Listed) -> str:
+    """Submit the script of a job that Slurm has forgotten; the new id.
+
+    Raises:
+        ValueError: There is no script: the job was not made by `mmlab submit`, or its folder is gone.
+    """
+    script = job.log.parent / "job.sh"
+    if not script.exists():
+        raise ValueError(f"job {job.id}: there is no {script} to submit again")
+    task = job.id.partition("_")[2]
+    options = [f"--array={task}"] if task else []
+    identity = slurm.submit(script, *options)
+    submission = Submission(identity, job.name, str(script.parent), task or None, time.time())
+    note_submission(cache_dir() / SUBMISSIONS, submission)
+    return f"{identity}_{task}" if task else identity
+
+
+def _ended(arguments: argparse.Namespace) -> int:
+    requeues = int(os.environ.get("MMLAB_REQUEUES", "3"))
+    return ended(arguments.run_directory, arguments.status, requeues=requeues)

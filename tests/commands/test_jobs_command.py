@@ -1,0 +1,100 @@
+"""`mmlab jobs` where Slurm has forgotten a job, and what its table shows."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mmlab.cli import main
+from mmlab.launch import slurm
+from mmlab.launch.slurm import Job
+from mmlab.launch.submissions import Submission, note_submission
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an array of two that was submitted, of which the second task runs."""
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "runs" / "sweep" / "id"
+    running = folder.with_name("id-1")
+    for one in (folder, folder.with_name("id-0"), running):
+        one.mkdir(parents=True)
+    (folder / "job.sh").write_text("#!/bin/bash\n")
+    (folder / "slurm-9_0.log").write_text("0: zero\n1: one\nsrun: done\n")
+    now = time.time()
+    (running / "status.json").write_text(
+        json.dumps(
+            {
+                "state": "running", "step": 120, "steps": 400, "samples_per_second": 51.26,
+                "eta_seconds": 5400.0, "saved_at": now - 300, "restarts": 2, "updated": now,
+            }
+        )
+    )  # fmt: skip
+    submission = Submission("9", "sweep", str(folder), "0-1", now - 1000)
+    note_submission(tmp_path / "cache" / "submissions.jsonl", submission)
+    queue = [Job("9_1", "RUNNING", "None", "1:00", "then", "sweep", f"mmlab {folder}")]
+    monkeypatch.setattr(slurm, "queue", lambda: queue)
+    return folder
+
+
+@pytest.mark.usefixtures("sweep")
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs"]) == 0
+    head, forgotten, running = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["id", "name", "state"]
+    assert forgotten.split()[:3] == ["9_0", "sweep", "gone"]
+    words = ["9_1", "sweep", "RUNNING", "120/400", "51.26", "90", "min", "5", "min", "ago", "2"]
+    assert running.split()[:11] == words
+    assert running.endswith("/runs/sweep/id-1")
+
+
+@pytest.mark.usefixtures("sweep")
+def test_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["id"] for record in records] == ["9_0", "9_1"]
+    assert records[1]["step"] == 120
+
+
+@pytest.mark.usefixtures("sweep")
+def test_logs_of_all_and_of_a_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "logs", "9_0"]) == 0
+    assert capsys.readouterr().out == "0: zero\n1: one\nsrun: done\n"
+    assert main(["jobs", "logs", "9_0", "-f", "--rank", "1"]) == 0  # it has ended: -f does not wait
+    assert capsys.readouterr().out == "one\n"
+    assert main(["jobs", "logs", "9_1"]) == 0
+    assert "nothing yet: the job is RUNNING" in capsys.readouterr().err
+
+
+def test_what_slurm_has_forgotten_is_submitted_again(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[tuple[object, ...]] = []
+
+    def submit(*words: object) -> str:
+        called.append(words)
+        return "55"
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    assert main(["jobs", "requeue", "9_0"]) == 0
+    assert called == [(sweep / "job.sh", "--array=0")]
+    assert capsys.readouterr().out == "job 9_0 is queued again as 55_0\n"
+    assert main(["jobs", "--json"]) == 0
+    runs = {record["id"]: record["run"] for record in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert runs["55_0"] == runs["9_0"]
+
+
+def test_cancel_and_requeue_talk_to_slurm(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(slurm, "call", lambda *words: called.append(words))
+    assert main(["jobs", "cancel", "9_0", "9"]) == 0
+    assert main(["jobs", "requeue", "9_1"]) == 0
+    assert called == [("scancel", "9"), ("scontrol", "requeue", "9_1")]
+    assert capsys.readouterr().out.startswith("job 9_0 has ended already\njob 9 is cancelled\n")
+    assert main(["jobs", "cancel", "77"]) == 2
+    assert "no job 77 of mmlab is known here" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""What a submission freezes: the code as it stands in the working tree, and the configs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmlab.launch.freeze import checkout_of, config_files, copy_configs, freeze_code
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    (root / "package").mkdir(parents=True)
+    (root / "package" / "a.py").write_text("old")
+    (root / "package" / "gone.py").write_text("x")
+    (root / "with blank ü.py").write_text("x")
+    (root / "link.py").symlink_to("package/a.py")
+    (root / ".gitignore").write_text("ignored.py\n.venv\n")
+    git(root, "init")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "first")
+    return root
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_the_copy_is_the_working_tree(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "package" / "a.py").write_text("edited")
+    (checkout / "package" / "gone.py").unlink()
+    (checkout / "package" / "new.py").write_text("new")
+    (checkout / "large.bin").write_bytes(b"x" * 1_000_001)
+    (checkout / "ignored.py").write_text("x")
+    runs = checkout / "runs"
+    (runs / "name" / "id" / "code").mkdir(parents=True)
+    (runs / "name" / "id" / "code" / "earlier.py").write_text("x")
+    out = runs / "name" / "next" / "code"
+    places, [found] = freeze_code([checkout, checkout / "package"], out, runs=runs)
+    assert places == [out, out / "package"]
+    assert files(out) == {"package/a.py", "package/new.py", "with blank ü.py", "link.py", ".gitignore"}
+    assert (out / "package" / "a.py").read_text() == "edited"
+    assert (out / "link.py").is_symlink()
+    assert found.dirty
+    assert found.commit is not None
+    assert len(found.commit) == 40
+
+
+def test_two_checkouts_and_a_folder_in_none(checkout: Path, tmp_path: Path) -> None:
+    other, plain = tmp_path / "other", tmp_path / "plain"
+    other.mkdir()
+    plain.mkdir()
+    (other / "b.py").write_text("b")
+    git(other, "init")
+    places, found = freeze_code([checkout, other, plain], tmp_path / "code", runs=tmp_path / "runs")
+    assert places == [tmp_path / "code" / "0-project", tmp_path / "code" / "1-other", plain]
+    assert (places[1] / "b.py").read_text() == "b"
+    assert [one.commit is None for one in found] == [False, True]
+    assert not found[0].dirty
+
+
+def test_a_package_in_an_ignored_environment_is_not_the_project(checkout: Path) -> None:
+    installed = checkout / ".venv" / "lib"
+    installed.mkdir(parents=True)
+    assert checkout_of(installed) is None
+    assert checkout_of(checkout / "package") is not None
+
+
+def test_configs_are_copied_in_order(tmp_path: Path) -> None:
+    for name in ("one.yaml", "two words.yaml"):
+        (tmp_path / name).write_text(name)
+    words = [
+        "--config",
+        str(tmp_path / "one.yaml"),
+        "--a",
+        "--config",
+        "-c",
+        str(tmp_path / "two words.yaml"),
+    ]
+    words[3] = "b"
+    words.append(f"--config={tmp_path / 'one.yaml'}")
+    assert [path.name for path in config_files(words)] == ["one.yaml", "two words.yaml", "one.yaml"]
+    out = tmp_path / "configs"
+    said = copy_configs(words, out)
+    assert said == [
+        "--config", str(out / "0-one.yaml"), "--a", "b", "-c", str(out / "1-two_words.yaml"),
+        f"--config={out / '2-one.yaml'}",
+    ]  # fmt: skip
+    assert (out / "1-two_words.yaml").read_text() == "two words.yaml"
+
+
+def test_a_config_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        copy_configs(["--config", str(tmp_path / "none.yaml")], tmp_path / "configs")
