@@ -42,7 +42,8 @@ ROOMS = {
     },
     "callbacks": {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
-        "metrics.classification", "metrics.entities", "metrics.recommendation",
+        "metrics.classification", "metrics.entities", "metrics.recommendation", "launch.notice",
+        "launch.own_job",
     },
     "runs": {"parallel.stored", "parallel.digests"},
     "launch": {"runs.directory", "runs.failures", "runs.rank_page", "runs.status"},

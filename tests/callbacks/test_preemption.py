@@ -157,8 +157,8 @@ def train(folder: Path, case: Case, stops: list[int]) -> Outcome:
     for stop in [*stops, None]:
         notice = Notice()
         checkpoints = Checkpoints(
-            folder / "checkpoints", save_last=True, minutes=None, save_top_k=2 if case.validates else 1, mode="min",
-            monitor="val/loss" if case.validates else None, **case.saves,
+            folder / "checkpoints", save_last=True, minutes=None, mode="min",
+            save_top_k=2 if case.validates else 1, monitor="val/loss" if case.validates else None, **case.saves,
         )  # fmt: skip
         history = History(str(folder / "logs"))
         trainer = L.Trainer(

@@ -16,7 +16,11 @@ PREEMPTED = "JobId=1001 JobState=COMPLETING Reason=None Requeue=1 Restarts=1 Bat
 CANCELLED = "JobId=1002 JobState=COMPLETING Reason=None Requeue=1 Restarts=0 EndTime=2026-11-30T02:38:52"
 TIMEOUT = "JobId=1004 JobState=COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 EndTime=2026-11-30T02:39:19"
 RUNNING = "JobId=1005 JobState=RUNNING Reason=None Requeue=1 Restarts=0 EndTime={end}"
-LATER = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100))
+
+
+def later() -> str:
+    """In 100 seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100))
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (PREEMPTED, False, "Slurm requeues it"),
         (CANCELLED, False, "not requeued"),
         (TIMEOUT, True, "requeued after SIGUSR1"),
-        (RUNNING.format(end=LATER), True, "requeued after SIGUSR1"),
+        (RUNNING.format(end=later()), True, "requeued after SIGUSR1"),
         (None, False, "scontrol requeue 1001"),
     ],
 )
@@ -55,9 +59,9 @@ def test_a_job_is_requeued_once_and_not_against_somebodys_will(
 
 def test_time_that_is_left(scontrol: Path) -> None:
     job, now = OwnJob("1001", restarts=0), time.time()
-    (scontrol / "show-job").write_text(RUNNING.format(end=LATER))
-    assert job.seconds_left(Told(signal.SIGUSR1, now), kill_wait=30.0) == pytest.approx(100, abs=3)
-    assert job.seconds_left(Told(signal.SIGTERM, now), kill_wait=30.0) == pytest.approx(130, abs=3)
+    (scontrol / "show-job").write_text(RUNNING.format(end=later()))
+    assert job.seconds_left(Told(signal.SIGUSR1, now), kill_wait=30.0) == pytest.approx(100, abs=5)
+    assert job.seconds_left(Told(signal.SIGTERM, now), kill_wait=30.0) == pytest.approx(130, abs=5)
     (scontrol / "show-job").write_text(PREEMPTED)
     assert job.seconds_left(Told(signal.SIGTERM, now - 2), kill_wait=5.0) == pytest.approx(3, abs=1)
     (scontrol / "show-job").write_text(TIMEOUT)  # long ago: the clock starts at the signal
