@@ -44,7 +44,7 @@ ROOMS = {
         "batch", "tasks.base", "collectives", "runs.*", "parallel.*", "adaptation.staged",
         "metrics.classification", "metrics.entities", "metrics.recommendation",
     },
-    "runs": {"parallel.stored"},
+    "runs": {"parallel.stored", "parallel.digests"},
     "launch": {"runs.registry"},
     "commands": {"*"},
     "cli": {"*"},
@@ -55,7 +55,7 @@ ROOMS = {
 HOMES = {
     "lightning": {
         "tasks.*", "data.module", "callbacks.*", "runs.checkpoint", "parallel.strategies",
-        "commands.*",
+        "parallel.checkpoint_files", "commands.*",
     },
     "webdataset": {"data.shards"},
     "transformers": {

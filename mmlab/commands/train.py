@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,12 +31,14 @@ from mmlab.callbacks.unfreezing import Unfreezing
 from mmlab.commands import automatic
 from mmlab.commands.diagnosis import diagnose
 from mmlab.commands.init_from import add_init_from, begin, plainly
+from mmlab.commands.named_checkpoint import with_whole_checkpoint
 from mmlab.commands.parser import ConfigError, Parser
 from mmlab.data.module import ShardData
 from mmlab.models.fingerprint import fingerprint, fixed_encoders
+from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.stored import open_checkpoint
-from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel
+from mmlab.parallel.strategies import DistributedDataParallel
 from mmlab.runs.checkpoint import load_weights, read_weights
 from mmlab.runs.directory import run_directory, write_json
 from mmlab.runs.table import results_table, trained_table
@@ -324,7 +325,7 @@ def run(arguments: Sequence[str]) -> int:
         ValueError: If the command line, the config or the checkpoint does not fit, in a line or two.
         KeyboardInterrupt: If it was interrupted; says how to go on.
     """
-    _check_checkpoint(arguments)
+    arguments = with_whole_checkpoint(arguments)
     return TERMINATED if build(CommandLine, arguments).trainer.received_sigterm else 0
 
 
@@ -358,14 +359,6 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
         raise ValueError(f"the checkpoint is of another model than the config builds: {error}") from error
     except ValueError as error:
         raise _unwrapped(error) from None
-
-
-def _check_checkpoint(arguments: Sequence[str]) -> None:
-    """Raise ValueError where `--ckpt_path` names what is no checkpoint."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    for option, value in pairwise(words):
-        if option == "--ckpt_path" and Path(value).exists():
-            open_checkpoint(Path(value))
 
 
 def _unwrapped(error: BaseException) -> BaseException:
