@@ -71,17 +71,13 @@ class Checkpoints(ModelCheckpoint):
         """Lightning's own: by it its state is found again in checkpoints."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn the folder. A run that goes on in it replaces the checkpoints of steps that it repeats."""
-        super().setup(trainer, pl_module, stage)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From now on time counts. A run that goes on in its folder replaces what it repeats."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
         if trainer.ckpt_path is not None and self.dirpath is not None:
             beside = Path(trainer.ckpt_path).absolute().parent == Path(self.dirpath).absolute()
             self._enable_version_counter = self._enable_version_counter and not beside
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on time counts."""
-        super().on_train_start(trainer, pl_module)
-        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,7 +89,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep what is to be kept at the end of an epoch."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self._should_save_on_train_epoch_end(trainer):
+        if self._should_save_on_train_epoch_end(trainer) and self._newest_step != trainer.global_step:
             self._keep_newest(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

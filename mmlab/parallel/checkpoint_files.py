@@ -147,6 +147,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def _succeed(self, saved: Saved) -> None:
         self.last_save, self._failed = saved, False
+        self._spared = [path for path in self._spared if path != saved.path]
 
     def _fail(self, path: Path, error: OSError, needed: int) -> None:
         if error.errno not in DISK:
