@@ -1,9 +1,9 @@
 """How long training stands still for a checkpoint, and what its digest costs.
 
-A checkpoint of weights and the two moments of AdamW is saved again and again under one name: by mmlab behind
-training, by mmlab in the foreground, by Lightning 2.6's own writer and by plain `torch.save`. They take turns,
-each begins when nothing is being written any more, and the first round is left out. Times are medians over
-the rounds. Only mmlab's lines mean that all is on the disk (fsync); Lightning's writer makes the file in
+A checkpoint of weights and the two moments of AdamW is saved again and again under one name: by mmlab
+behind training, by mmlab in the foreground, by Lightning's own writer and by plain `torch.save`. They take
+turns, each begins when nothing is being written any more, and the first round is left out. Times are medians
+over the rounds. Only mmlab's lines mean that all is on the disk (fsync); Lightning's writer makes the file in
 memory first, and neither it nor `torch.save` waits for the disk. `digest` is mmlab's foreground save without
 the SHA-256. The ratio is the time that training stands still behind mmlab's save by that for Lightning's.
 """
@@ -59,9 +59,7 @@ def checkpoint(megabytes: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} MB instead of {FULL} MB")
-    parser.add_argument(
-        "--folder", type=Path, help="Where to write; the system's folder for temporary files."
-    )
+    parser.add_argument("--folder", type=Path, help="Where to write; else among temporary files.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     megabytes, rounds = (QUICK, 3) if arguments.quick else (FULL, 5)
