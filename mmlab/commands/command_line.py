@@ -35,7 +35,8 @@ from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.srun import Srun, tasks
 from mmlab.parallel.stored import open_checkpoint
-from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel
+from mmlab.parallel.checkpoint_files import CheckpointFiles
+from mmlab.parallel.strategies import DistributedDataParallel
 from mmlab.runs.checkpoint import load_weights, read_weights
 from mmlab.runs.directory import write_json
 from mmlab.runs.status import read_status

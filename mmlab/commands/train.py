@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from mmlab.commands.command_line import CommandLine
 from mmlab.commands.diagnosis import diagnose
 from mmlab.commands.init_from import plainly
+from mmlab.commands.named_checkpoint import with_whole_checkpoint
 from mmlab.commands.parser import ConfigError, Parser
 from mmlab.commands.quiet import quiet
 from mmlab.data.module import ShardData
@@ -58,7 +59,7 @@ def run(arguments: Sequence[str], notice: Notice | None = None) -> int:
         ValueError: If the command line, the config or the checkpoint does not fit, in a line or two.
         KeyboardInterrupt: If it was interrupted; says how to go on.
     """
-    _check_checkpoint(arguments)
+    arguments = with_whole_checkpoint(arguments)
     CommandLine.notice = notice
     build(CommandLine, arguments)
     return 0
@@ -94,14 +95,6 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
         raise ValueError(f"the checkpoint is of another model than the config builds: {error}") from error
     except ValueError as error:
         raise _unwrapped(error) from None
-
-
-def _check_checkpoint(arguments: Sequence[str]) -> None:
-    """Raise ValueError where `--ckpt_path` names what is no checkpoint."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    for option, value in pairwise(words):
-        if option == "--ckpt_path" and Path(value).exists():
-            open_checkpoint(Path(value))
 
 
 def _unwrapped(error: BaseException) -> BaseException:

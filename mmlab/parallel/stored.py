@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import shutil
+import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mmlab import collectives
+from mmlab.parallel.digests import PART, SUMS, proven, rename
 
 REST = "meta.pt"
 """File of a folder that holds all but the tensors."""
@@ -35,6 +33,11 @@ TYPES = {
     "BOOL": torch.bool,
 }  # fmt: skip
 """What safetensors calls the types of tensors."""
+UNREADABLE = (
+    OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError,
+    pickle.UnpicklingError, BadZipFile, struct.error, zlib.error, SafetensorError,
+)  # fmt: skip
+"""What reading random bytes as a checkpoint may raise."""
 
 
 class Shape(NamedTuple):
@@ -151,6 +154,7 @@ def open_checkpoint(path: Path) -> Stored:
     Raises:
         ValueError: It is none.
     """
+    path = left_of(path)
     if (path / REST).is_file():
         return _Folder(path)
     if path.is_file() and is_zipfile(path):
@@ -159,6 +163,59 @@ def open_checkpoint(path: Path) -> Stored:
         return _Weights(path)
     what = "nothing is there" if not path.exists() else "this is no checkpoint, or is cut off"
     raise ValueError(f"checkpoint {path}: {what}")
+
+
+def part_of(path: Path) -> Path:
+    """Where a folder is written until it is complete; all ranks know it."""
+    return path.with_name(f".{path.name}{PART}")
+
+
+def former_of(path: Path) -> Path:
+    """What the checkpoint of this name is called while another one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def left_of(path: Path) -> Path:
+    """Where a checkpoint stands: elsewhere, if its save was cut off while names were changed."""
+    if path.exists():
+        return path
+    if (part_of(path) / SUMS).is_file():  # it is written last
+        return part_of(path)
+    return former_of(path) if former_of(path).exists() else path
+
+
+def finish_rename(path: Path) -> None:
+    """Give a checkpoint its name where a save was cut off before it could."""
+    left = left_of(path)
+    if left != path:
+        rename(left, path.name)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint of any form, all of which is read; None if nothing is.
+
+    A SHA-256 beside it, or in its folder, decides; without one, whether all can be read, which the checksums
+    within files of torch prove.
+    """
+    path = left_of(path)
+    try:
+        fits = proven(path) if path.exists() else None
+        if fits is False:
+            return "its content is not what was written (SHA-256)"
+        stored = open_checkpoint(path)
+        if fits is None:
+            if path.is_file() and is_zipfile(path):
+                with ZipFile(path) as archive:
+                    bad = archive.testzip()
+                if bad is not None:
+                    return f"its content is not what was written (checksum of {bad})"
+            else:
+                for name in stored.shapes:
+                    stored.new(name)
+    except UNREADABLE as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return first.removeprefix(f"checkpoint {path}: ")
+    return None
 
 
 class _File(Stored):
@@ -259,38 +316,3 @@ _RECORDS = {
     "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
     "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING", "_StorageInfo",
 }  # fmt: skip
-
-
-def write_folder(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a folder, each rank its part; every rank must call this.
-
-    The folder appears under its name when it is complete, and replaces what was there.
-    """
-    tensors, rest = parted(checkpoint)
-    unfinished, former = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
-    first, group = collectives.rank() == 0, collectives.cpu_group()
-    if first:
-        _remove(unfinished)
-    _wait(group)
-    save(tensors, storage_writer=FileSystemWriter(unfinished), process_group=group)
-    if first:
-        torch.save(rest, unfinished / REST)
-        _remove(former)
-        if path.exists():
-            os.replace(path, former)
-        os.replace(unfinished, path)
-        _remove(former)
-    _wait(group)
-
-
-def _wait(group: dist.ProcessGroup | None) -> None:
-    """Let no rank go on before all are here."""
-    if group is not None:
-        dist.barrier(group)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
@@ -18,27 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from mmlab.parallel.stored import WEIGHTS, Stored, open_checkpoint, write_folder
+from mmlab.parallel.checkpoint_files import CheckpointFiles
+from mmlab.parallel.stored import WEIGHTS, Stored, open_checkpoint
 from mmlab.tasks.base import BaseTask
 
 TIMEOUT = timedelta(minutes=30)
-
-
-class CheckpointFiles(TorchCheckpointIO):
-    """Reads checkpoints of any form, so that one device or DDP goes on from the folder of a sharded run."""
-
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """All of a checkpoint, on the CPU; nothing in it is run, whatever `weights_only` says.
-
-        Raises:
-            ValueError: It is no checkpoint.
-        """
-        return open_checkpoint(Path(path)).whole()
 
 
 class DistributedDataParallel(DDPStrategy):
@@ -75,6 +57,14 @@ class DistributedDataParallel(DDPStrategy):
         self._ddp_kwargs["static_graph"] = self.static_graph and not accumulates
         super().configure_ddp()
 
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read on every rank the checkpoint that the first one names, once the first one has written it."""
+        if isinstance(self.checkpoint_io, CheckpointFiles):
+            self.checkpoint_io.wait()
+        return super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
+
 
 class FullySharded(ModelParallelStrategy):
     """Parameters, gradients and optimizer states are spread over devices (FSDP2), or over those of a replica.
@@ -108,6 +98,8 @@ class FullySharded(ModelParallelStrategy):
             timeout=timeout,
         )
         self.replicas = replicas
+        self._files = CheckpointFiles()
+        self.checkpoint_io = self._files
 
     @property
     def task(self) -> BaseTask:
@@ -174,7 +166,7 @@ class FullySharded(ModelParallelStrategy):
         """Write a checkpoint; every rank must call this."""
         path = Path(self.broadcast(filepath))
         if self._save_distributed_checkpoint:
-            write_folder(path, checkpoint)
+            self._files.save_folder(checkpoint, path)
             return
         # One tensor at a time is whole, and only the first rank keeps it.
         whole = tree_map_only(DTensor, self._on_first_rank, checkpoint)
@@ -193,6 +185,7 @@ class FullySharded(ModelParallelStrategy):
             ValueError: The checkpoint is none, or of another model, adaptation or base; nothing is changed
                 then.
         """
+        self._files.wait()
         stored = open_checkpoint(Path(self.broadcast(checkpoint_path)))
         saved = stored.rest.get("adaptation", {})
         self.task.check_checkpoint(stored.weights, saved.get("bases", {}))

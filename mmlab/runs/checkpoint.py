@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +16,18 @@ import lightning as L
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmlab.parallel.stored import HEADER, REST, WEIGHTS, open_checkpoint
+from mmlab.parallel.digests import PART, remove, rename
+from mmlab.parallel.stored import HEADER, REST, UNREADABLE, WEIGHTS, damage, finish_rename, open_checkpoint
+
+_log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 """Of a run directory."""
+DAMAGED = ".damaged"
+"""What is added to the name of a checkpoint that is set aside."""
+STILL = 600.0
+"""Seconds after which an unfinished file of another machine, not touched since, is one of a dead process."""
+_WRITER = re.compile(r"\..+\.(\d+)@(.+)" + re.escape(PART))
 
 
 class Weights(NamedTuple):
@@ -65,6 +77,102 @@ def _best(last: Path) -> str | None:
         if key.startswith("ModelCheckpoint") and state.get("best_model_path"):
             return Path(state["best_model_path"]).name
     return None
+
+
+def newest_good(folder: Path, *, tidy: bool = True) -> Path | None:
+    """The newest whole checkpoint in a folder from which training can go on, or None.
+
+    The newest is the one of the most steps, of equal ones the one written last. Each is read until one is
+    whole; see :func:`~mmlab.parallel.stored.damage`. Weights alone are none of these.
+
+    Args:
+        folder: `checkpoints` of a run.
+        tidy: For the one process that is about to go on with the run: what is damaged and newer is set aside
+            as `NAME.damaged`, saves that were cut off are brought to an end, and what they left is removed.
+            Without it nothing is changed.
+    """
+    if not folder.is_dir():
+        return None
+    if tidy:
+        _clear(folder)
+    steps: dict[Path, tuple[int, int]] = {}
+    damaged: dict[Path, str] = {}
+    for path in sorted(folder.glob("[!.]*.ckpt")):
+        try:
+            rest = open_checkpoint(path).rest
+        except UNREADABLE:
+            damaged[path] = damage(path) or "it could not be read"
+            continue
+        if "optimizer_states" in rest:
+            steps[path] = int(rest.get("global_step", -1)), path.stat().st_mtime_ns
+    good = None
+    for path in sorted(steps, key=steps.__getitem__, reverse=True):
+        reason = damage(path)
+        if reason is None:
+            good = path
+            break
+        damaged[path] = reason
+    if tidy:
+        for path, reason in damaged.items():
+            _set_aside(path, reason, good)
+    return good
+
+
+def whole_checkpoint(path: Path, *, go_on: bool) -> Path:
+    """A checkpoint that a user named, or the newest good one beside it where that one is damaged.
+
+    Args:
+        path: It exists.
+        go_on: Training goes on with it: what is damaged may be set aside. Else a damaged one is an error.
+
+    Raises:
+        ValueError: It is damaged, or none, and no other may stand for it.
+    """
+    reason = damage(path)
+    if reason is None:
+        return path
+    good = newest_good(path.parent, tidy=False)
+    if good is None or not go_on or path.suffix != ".ckpt":
+        other = "" if good is None else f"; the newest good one beside it is {good}"
+        raise ValueError(f"checkpoint {path}: {reason}{other}")
+    _set_aside(path, reason, good)
+    return good
+
+
+def _set_aside(path: Path, reason: str, instead: Path | None) -> None:
+    used = "no other is whole" if instead is None else f"{instead.name} is used instead"
+    aside = rename(path, path.name + DAMAGED)
+    _log.warning("checkpoint %s is damaged: %s. It is set aside as %s; %s", path, reason, aside.name, used)
+
+
+def _clear(folder: Path) -> None:
+    """Bring renames that were cut off to an end, and remove what dead processes have left."""
+    for pattern in (f".*.ckpt{PART}", ".*.ckpt.old"):
+        for path in sorted(folder.glob(pattern)):
+            if _WRITER.fullmatch(path.name) is None:
+                finish_rename(folder / path.name.removeprefix(".").removesuffix(PART).removesuffix(".old"))
+    for path in [*folder.glob(f".*{PART}"), *folder.glob(".*.old")]:
+        if not _is_written(path):
+            remove(path)
+    for path in folder.glob("[!.]*.ckpt.sha256"):
+        if not path.with_suffix("").exists():
+            path.unlink()
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a process that lives may be writing an unfinished file."""
+    match = _WRITER.fullmatch(path.name)
+    if match is None or int(match[1]) == os.getpid():  # this one has not begun to
+        return False
+    if match[2] != socket.gethostname():
+        return time.time() - path.stat().st_mtime < STILL
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def read_weights(path: Path) -> Weights:

@@ -48,8 +48,9 @@ from mmlab.objectives.masked import MaskedTokens
 from mmlab.objectives.matching import Matching
 from mmlab.objectives.sequence import TokenCrossEntropy
 from mmlab.optim import Optimization
+from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.parallel.execution import Execution
-from mmlab.parallel.strategies import CheckpointFiles, DistributedDataParallel, FullySharded
+from mmlab.parallel.strategies import DistributedDataParallel, FullySharded
 from mmlab.sources.generated import Generated
 from mmlab.tasks.answer_list import AnswerListTask
 from mmlab.tasks.base import BaseTask

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmlab.cli import main
-from mmlab.parallel import stored
+from mmlab.parallel import folder
 from mmlab.parallel.consolidate import consolidate, find_checkpoint
-from mmlab.parallel.stored import joined, open_checkpoint, parted, write_folder
+from mmlab.parallel.folder import write_folder
+from mmlab.parallel.stored import joined, open_checkpoint, parted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*assuming the intent is to save in a single process")
 
@@ -121,7 +122,7 @@ def test_a_checkpoint_replaces_another_only_when_it_is_complete(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "save", full_disk)
+        patch.setattr(folder, "save", full_disk)
         with pytest.raises(OSError, match="no space left"):
             write(path, "folder", step=2)
     assert open_checkpoint(path).rest["global_step"] == 1

@@ -1,0 +1,35 @@
+"""The checkpoint that a command line names by `--ckpt_path`: whole, or another one, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from mmlab.runs.checkpoint import whole_checkpoint
+
+OPTION = "--ckpt_path"
+
+
+def with_whole_checkpoint(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, with the newest good checkpoint where training is to go on from a damaged one.
+
+    The first rank alone looks; strategies load what it names.
+
+    Args:
+        arguments: Of a trainer verb, which comes first.
+
+    Raises:
+        ValueError: What is named is no checkpoint, or is damaged and nothing can take its place.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return arguments
+    words = [part for word in arguments for part in word.split("=", 1)]
+    for option, value in pairwise(words):
+        if option == OPTION and Path(value).exists():
+            whole = str(whole_checkpoint(Path(value), go_on=arguments[0] == "fit"))
+            instead = {value: whole, f"{OPTION}={value}": f"{OPTION}={whole}"}
+            return arguments if whole == value else [instead.get(word, word) for word in arguments]
+    return arguments
