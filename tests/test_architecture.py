@@ -56,7 +56,7 @@ ROOMS = {
 HOMES = {
     "lightning": {
         "tasks.*", "data.module", "callbacks.*", "runs.checkpoint", "parallel.strategies",
-        "parallel.srun", "commands.*",
+        "parallel.srun", "parallel.checkpoint_files", "commands.*",
     },
     "webdataset": {"data.shards"},
     "transformers": {

@@ -112,10 +112,15 @@ class Checkpoints(ModelCheckpoint):
         if self._should_save_on_exception(trainer) and self._newest_step != trainer.global_step:
             self.save_now(trainer)
             rank_zero_info(f"{type(exception).__name__}: saved step {trainer.global_step} as last.ckpt")
-        files = _files(trainer)
+        files = files_of(trainer)
         if files is not None:
             files.wait()
         self._tell(trainer)
+
+    @property
+    def newest_step(self) -> int:
+        """The step that was saved last, or is being saved."""
+        return max(self._newest_step, self._last_global_step_saved)
 
     def due(self, now: float) -> bool:
         """Whether it is time for :meth:`save_now`, in this process's opinion; the ranks must agree on one.
@@ -160,7 +165,7 @@ class Checkpoints(ModelCheckpoint):
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        with _behind(_files(trainer)):
+        with _behind(files_of(trainer)):
             super()._save_checkpoint(trainer, filepath)
         self._saved_at = time.monotonic()
 
@@ -170,7 +175,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _settle(self, trainer: L.Trainer) -> None:
         """Wait for all saves, and take back what failed; every rank must call this."""
-        files = _files(trainer)
+        files = files_of(trainer)
         if files is None:
             return
         files.wait()
@@ -189,7 +194,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _tell(self, trainer: L.Trainer) -> None:
         """Let loggers know of saves that failed since the last time."""
-        files = _files(trainer)
+        files = files_of(trainer)
         if files is None or files.failed_saves == self._told or not trainer.is_global_zero:
             return
         self._told = files.failed_saves
@@ -230,7 +235,7 @@ class Checkpoints(ModelCheckpoint):
             self.kth_best_model_path, self.kth_value = order[-1], kept[order[-1]]
 
 
-def _files(trainer: L.Trainer) -> CheckpointFiles | None:
+def files_of(trainer: L.Trainer) -> CheckpointFiles | None:
     """What writes the checkpoints of a run, if it is mmlab's."""
     files = trainer.strategy.checkpoint_io
     return files if isinstance(files, CheckpointFiles) else None

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from mmlab import collectives
-from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.launch.notice import Notice, Told
+from mmlab.launch.own_job import OwnJob, kill_wait
+from mmlab.parallel.checkpoint_files import CheckpointFiles
+from mmlab.runs.checkpoint import Weights, write_weights
+from mmlab.tasks.base import BaseTask
 
 METRICS = "metrics"
 """Entry of a checkpoint: the newest numbers that were logged, by name."""
@@ -164,6 +172,7 @@ class Preemption(Callback):
         checkpoint[METRICS] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         loop = checkpoint["loops"]["fit_loop"]
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        assert isinstance(batches, _ProcessedTracker)
         stepping = batches.processed == batches.completed + 1  # in the hooks at the end of a batch
         if self._in_validation or (stepping and _validates_next(trainer)):
             # Lightning goes back to a validation that has one batch under way and none done.
@@ -199,11 +208,31 @@ class Preemption(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save: all ranks have come here."""
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
-            for callback in _keepers(trainer):
+        """Save, where time allows: all ranks have come here."""
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
+            return
+        files = files_of(trainer)
+        plan = collectives.gather_objects(self._plan(files) if trainer.is_global_zero else None)[0]
+        for callback in _keepers(trainer):
+            callback.save_on_exception = False
+            if plan == "all":
                 callback.save_now(trainer, again=True)
-                callback.save_on_exception = False  # it has just been done
+            elif plan == "weights" and callback.dirpath is not None:
+                _save_weights(trainer, Path(callback.dirpath))
+            else:
+                rank_zero_info("no time is left for a checkpoint: the run goes on from the last one")
+        if files is not None:
+            files.wait()
+
+    def _plan(self, files: CheckpointFiles | None) -> Literal["all", "weights", "nothing"]:
+        """What there is time to save, by what the last save took; on rank 0."""
+        job, last = OwnJob.find(), None if files is None else files.last_save
+        if job is None or last is None or self.stopped is None:
+            return "all"
+        left = job.seconds_left(self.stopped, kill_wait=kill_wait())
+        if left >= last.seconds:
+            return "all"
+        return "weights" if left >= last.seconds * last.weights / last.size else "nothing"
 
 
 class _Notes(NamedTuple):
@@ -225,6 +254,21 @@ class _Notes(NamedTuple):
         notes = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(notes, dist.ReduceOp.MAX, group=group)
         return _Notes(*(value if value != -float("inf") else 0.0 for value in notes.tolist()))
+
+
+def _save_weights(trainer: L.Trainer, folder: Path) -> None:
+    """Keep what is trained without the state of the optimizer, as another run may begin with it."""
+    task = trainer.lightning_module
+    if isinstance(trainer.strategy, ModelParallelStrategy) or not isinstance(task, BaseTask):
+        rank_zero_info("no time is left for a checkpoint: the run goes on from the last one")
+    elif trainer.is_global_zero:
+        kept: dict[str, Any] = {"state_dict": task.state_dict()}
+        task.on_save_checkpoint(kept)
+        path = folder / f"stopped-step{trainer.global_step}.safetensors"
+        write_weights(path, Weights(kept["state_dict"], **kept["adaptation"]))
+        rank_zero_info(
+            f"no time is left for a whole checkpoint: {path} has the weights; the run goes on from the last"
+        )
 
 
 def _keepers(trainer: L.Trainer) -> list[Checkpoints]:

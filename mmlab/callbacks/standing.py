@@ -8,11 +8,14 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.callbacks.run_logger import RunLogger
 from mmlab.launch.own_job import OwnJob
+from mmlab.parallel.checkpoint_files import Saved
 from mmlab.runs.failures import Failure, clear_failure, note_failure, past_failures
 from mmlab.runs.rank_page import read_pages
 from mmlab.runs.status import State, Status, write_status
@@ -38,6 +41,7 @@ class Standing(Callback):
         )
         self._said = self._began = time.monotonic()
         self._first = 0
+        self._newest: Saved | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The run is under way."""
@@ -94,11 +98,12 @@ class Standing(Callback):
             logger.preempted()
 
     def _note_failure(self, trainer: L.Trainer, exception: BaseException) -> None:
-        step = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        assert isinstance(progress, _ProcessedTracker)
         samples = [page.listing() for page in read_pages(self.directory) if page.rank == trainer.global_rank]
         failure = Failure(
             _in_words(exception),
-            step,
+            progress.processed,
             samples[0] if samples else "",
             trainer.global_rank,
             hopeless=isinstance(exception, (*HOPELESS, KeyboardInterrupt)),
@@ -137,8 +142,16 @@ class Standing(Callback):
                 logger.send(self.status.saved_step)
 
     def _saved(self, trainer: L.Trainer) -> dict[str, Any]:
-        """What is known of the newest complete checkpoint."""
-        raise NotImplementedError
+        """What is known of the newest complete checkpoint, where it is another one than before."""
+        files = files_of(trainer)
+        if files is None or files.last_save is None or files.last_save is self._newest or files.busy:
+            return {}
+        self._newest = files.last_save
+        steps = [c.newest_step for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)]
+        return {
+            "saved_step": max(steps, default=None), "saved_at": time.time(),
+            "save_seconds": self._newest.seconds,
+        }  # fmt: skip
 
 
 def _run_loggers(trainer: L.Trainer) -> list[RunLogger]:

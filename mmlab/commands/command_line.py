@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,10 +33,10 @@ from mmlab.commands.resume import Resume, continue_logs, default_resume, find_ru
 from mmlab.data.module import ShardData
 from mmlab.launch.notice import Notice
 from mmlab.launch.own_job import OwnJob
+from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.parallel.execution import Execution
 from mmlab.parallel.srun import Srun, tasks
 from mmlab.parallel.stored import open_checkpoint
-from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.parallel.strategies import DistributedDataParallel
 from mmlab.runs.checkpoint import load_weights, read_weights
 from mmlab.runs.directory import write_json
@@ -76,7 +77,7 @@ class CommandLine(LightningCLI):
         )
         parser.add_argument(
             "--resume",
-            type=Resume | None,  # type: ignore[arg-type]
+            type=Resume | None,
             default=None,
             help="auto: go on from the newest good checkpoint of this run, if it has one: under Slurm of the "
             "same job, else of the newest of this name that has not come to its end. never: begin anew. "

@@ -87,7 +87,7 @@ def find_start(directory: Path) -> Path | None:
         chosen = os.environ[SHARED_START]
     else:
         note = directory / "ranks" / f"start-{attempt}.json"
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             note.parent.mkdir(parents=True, exist_ok=True)
             for old in note.parent.glob("start-*.json"):
                 if old != note:

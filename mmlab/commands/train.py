@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Trainer
@@ -19,7 +17,6 @@ from mmlab.commands.parser import ConfigError, Parser
 from mmlab.commands.quiet import quiet
 from mmlab.data.module import ShardData
 from mmlab.launch.notice import Notice
-from mmlab.parallel.stored import open_checkpoint
 from mmlab.tasks.base import BaseTask
 
 

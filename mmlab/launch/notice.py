@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
 
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 AHEAD = signal.SIGUSR1
 """Sent some time before the end, as `sbatch --signal=USR1@SECONDS` asks, or by `scancel --signal=USR1`."""
 NOW = signal.SIGTERM
@@ -44,7 +45,11 @@ class Notice:
 
         SIGCONT, which Slurm sends along with SIGTERM, changes nothing.
         """
-        handlers = {AHEAD: self.note, NOW: self.note, signal.SIGCONT: signal.SIG_IGN}
+        handlers: dict[signal.Signals, Handler] = {
+            AHEAD: self.note,
+            NOW: self.note,
+            signal.SIGCONT: signal.SIG_IGN,
+        }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield self

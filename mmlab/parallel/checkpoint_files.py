@@ -211,6 +211,12 @@ class CheckpointFiles(TorchCheckpointIO):
         while self._jobs and self._jobs[0].done():
             self._jobs.popleft().result()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was asked for is not done yet."""
+        self._collect()
+        return bool(self._jobs)
+
     def wait(self) -> None:
         """Return when all that was asked for is done.
 

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from mmlab.parallel.checkpoint_files import CheckpointFiles
 from torch import Tensor, nn
 
 from mmlab.callbacks.checkpoints import Checkpoints
@@ -22,6 +21,7 @@ from mmlab.callbacks.history import History
 from mmlab.callbacks.preemption import Preemption
 from mmlab.commands.resume import continue_logs
 from mmlab.launch.notice import Notice
+from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.runs.checkpoint import newest_good
 
 pytestmark = pytest.mark.filterwarnings(
@@ -158,7 +158,8 @@ def train(folder: Path, case: Case, stops: list[int]) -> Outcome:
         notice = Notice()
         checkpoints = Checkpoints(
             folder / "checkpoints", save_last=True, minutes=None, mode="min",
-            save_top_k=2 if case.validates else 1, monitor="val/loss" if case.validates else None, **case.saves,
+            save_top_k=2 if case.validates else 1,
+            monitor="val/loss" if case.validates else None, **case.saves,
         )  # fmt: skip
         history = History(str(folder / "logs"))
         trainer = L.Trainer(
