@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,10 @@ class Standing(Callback):
     def __init__(self, directory: Path, job: OwnJob | None = None) -> None:
         self.directory = directory
         self.status = Status(
-            "running", job=None if job is None else job.id, restarts=0 if job is None else job.restarts
+            "running",
+            job=None if job is None else job.id,
+            restarts=0 if job is None else job.restarts,
+            process=f"{socket.gethostname()}:{os.getpid()}",
         )
         self._said = self._began = time.monotonic()
         self._first = 0
@@ -92,7 +97,11 @@ class Standing(Callback):
             self._note_failure(trainer, exception)
         if not trainer.is_global_zero:
             return
-        self._write(trainer, "preempted" if stopped else "failed", reason=_in_words(exception))
+        self._write(
+            trainer,
+            "preempted" if stopped else "failed",
+            reason="told to stop" if stopped else _in_words(exception),
+        )
         for logger in _run_loggers(trainer) if stopped else []:
             logger.send(self.status.saved_step)
             logger.preempted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,9 @@ def newest_unfinished(folder: Path) -> Path | None:
 def _runs_elsewhere(status: Status) -> bool:
     own = OwnJob.find()
     same_job = own is not None and status.job == own.id
+    host, _, number = (status.process or "").rpartition(":")
+    if host == socket.gethostname() and not Path("/proc", number).exists() and Path("/proc/self").exists():
+        return False  # killed, so it could not say that it has ended
     recent = status.updated is not None and time.time() - status.updated < ALIVE
     return status.state == "running" and not same_job and recent
 

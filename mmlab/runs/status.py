@@ -11,7 +11,7 @@ from mmlab.runs.directory import write_json
 
 FILE = "status.json"
 State = Literal["running", "finished", "preempted", "failed", "hung"]
-_TEXT = ("state", "job", "reason")
+_TEXT = ("state", "job", "reason", "process")
 _WHOLE = ("step", "steps", "saved_step", "restarts")
 
 
@@ -42,6 +42,8 @@ class Status(NamedTuple):
     """Unix seconds."""
     reason: str | None = None
     """Why it is no longer running."""
+    process: str | None = None
+    """Host and number of the process that says so, `node1:4711`."""
 
 
 def read_status(run: Path) -> Status:
