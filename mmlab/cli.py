@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mmlab import __version__
 from mmlab.commands import adapt, assets, data, runs, shards, tune
+from mmlab.runs.failure import RunFailed
 
 TRAINER_VERBS = {
     "fit": "train a model, then test its best checkpoint",
@@ -16,6 +17,8 @@ TRAINER_VERBS = {
     "test": "measure a checkpoint on the test split",
     "predict": "write what a checkpoint makes of each sample",
 }
+FAILED = 1
+"""Exit status of a run that went wrong by itself."""
 BAD_INPUT = 2
 """Exit status when the user can mend what is wrong."""
 INTERRUPTED = 130
@@ -63,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
         return BAD_INPUT
+    except RunFailed as failure:
+        if debug:
+            raise
+        print(f"mmlab: {failure}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt as interrupt:
         print(f"mmlab: interrupted {interrupt}".rstrip(), file=sys.stderr)
         return INTERRUPTED

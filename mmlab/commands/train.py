@@ -24,12 +24,15 @@ from rich.table import Table
 
 from mmlab.callbacks.agreement import Agreement
 from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.non_finite import NonFinite
 from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
 from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
-from mmlab.commands import automatic
+from mmlab.callbacks.watchdog import Watchdog
+from mmlab.callbacks.whereabouts import Whereabouts
+from mmlab.commands import automatic, rolled_back
 from mmlab.commands.diagnosis import diagnose
 from mmlab.commands.init_from import add_init_from, begin, plainly
 from mmlab.commands.parser import ConfigError, Parser
@@ -88,6 +91,8 @@ class CommandLine(LightningCLI):
         add_init_from(parser)
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(SkippedSamples, "skipped")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
+        parser.add_lightning_class_args(NonFinite, "non_finite")
         parser.add_class_arguments(Execution, "execution")
         parser.set_defaults(
             {
@@ -147,7 +152,8 @@ class CommandLine(LightningCLI):
     def _callbacks(self) -> list[Callback]:
         """What every run has; those that have nothing to do cost nothing."""
         record = RunRecord(self.directory, self.config_text)
-        found: list[Callback] = [record, Throughput(self.directory), Unfreezing(), Agreement()]
+        found: list[Callback] = [record, Whereabouts(self.directory), Throughput(self.directory)]
+        found += [Unfreezing(), Agreement()]
         if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
             found.append(ProgressLines())
         return found
@@ -219,7 +225,7 @@ class CommandLine(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train."""
         try:
-            self.trainer.fit(**(kwargs | {"weights_only": True}))
+            rolled_back.fit(self.trainer, kwargs | {"weights_only": True})
         except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise

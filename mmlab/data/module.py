@@ -316,6 +316,10 @@ class ShardData(LightningDataModule):
         assert isinstance(counts, _ProcessedTracker)
         return counts.processed
 
+    def leave_out(self, step: int, length: int) -> None:
+        """Leave out so many batches of the stream before a step of training, from the next fit on."""
+        self.skips.append(Window(step, length))
+
     def _overfits(self) -> bool:
         """Whether training is to see the same few batches in every epoch."""
         return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
@@ -330,8 +334,7 @@ class ShardData(LightningDataModule):
         """What a checkpoint says of the data: the next step, and all that decides which samples it holds."""
         if "train" not in self._orders or self.trainer is None:
             return {}
-        skips = [list(window) for window in self.skips]
-        return {"step": self._position(), "order": self._identity(), "skips": skips}
+        return {"step": self._position(), "order": self._identity(), "skips": [[*w] for w in self.skips]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a resumed run reads what it would have read.

@@ -41,6 +41,8 @@ class BaseTask(L.LightningModule, ABC):
     """Of the evaluation that runs or ran last."""
     results: dict[str, float]
     """What the last evaluation gave, as it is logged but not rounded to float32."""
+    step_losses: Mapping[str, Tensor]
+    """What the training batch that ran last adds up to, detached, on the device."""
     execution: Execution = Execution()
     """How the model is run; set before training, by the command line or by hand."""
 
@@ -135,6 +137,10 @@ class BaseTask(L.LightningModule, ABC):
         }
         penalties = self.adaptation.penalties(self.model)
         total = torch.stack([*(loss.value for loss in losses.values()), *penalties]).sum()
+        self.step_losses = {
+            **{name: loss.value.detach() for name, loss in losses.items()},
+            **{f"penalty {number}": penalty.detach() for number, penalty in enumerate(penalties)},
+        }
         if self._is_logged(batch_idx):
             # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
