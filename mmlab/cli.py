@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mmlab import __version__
 from mmlab.commands import adapt, assets, data, runs, shards, tune
-from mmlab.runs.failure import RunFailed
+from mmlab.runs.failure import RunFailedError
 
 TRAINER_VERBS = {
     "fit": "train a model, then test its best checkpoint",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
         return BAD_INPUT
-    except RunFailed as failure:
+    except RunFailedError as failure:
         if debug:
             raise
         print(f"mmlab: {failure}", file=sys.stderr)

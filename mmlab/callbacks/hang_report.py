@@ -91,7 +91,8 @@ def write_report(path: Path, head: str, samples: Samples | None, step: int) -> N
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for part in (lambda: head, _memory, _stacks, _workers, lambda: _recorded(path)):
+        parts: list[Callable[[], str]] = [lambda: head, _memory, _stacks, _workers, lambda: _recorded(path)]
+        for part in parts:
             try:
                 text = part()
             except Exception:  # a report that lacks a part is better than none
@@ -106,7 +107,7 @@ def _memory() -> str:
     wanted = ("VmRSS", "VmHWM", "VmSwap")
     lines = [line.split() for line in _lines(Path("/proc/self/status")) if line.startswith(wanted)]
     text = "memory: " + ", ".join(f"{name} {int(kb) / 1e6:.2f} GB" for name, kb, _ in lines)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         text += f"; of the GPU {torch.cuda.memory_allocated() / 1e9:.2f} GB in tensors"
     return text
 
@@ -139,7 +140,9 @@ def _worker(pid: int) -> Iterator[str]:
     except OSError as error:
         links = [f"/ ({error})"]
     special = ("/dev/", "/memfd:", "/proc/")
-    yield from sorted({f"  {link}" for link in links if link.startswith("/") and not link.startswith(special)})
+    yield from sorted(
+        {f"  {link}" for link in links if link.startswith("/") and not link.startswith(special)}
+    )
     yield from (f"  in the system: {line}" for line in _lines(folder / "stack"))
 
 

@@ -23,7 +23,7 @@ from mmlab import collectives
 from mmlab.batch import Batch
 from mmlab.parallel.stored import open_checkpoint
 from mmlab.runs.directory import write_json
-from mmlab.runs.failure import RunFailed
+from mmlab.runs.failure import RunFailedError
 from mmlab.tasks.base import BaseTask
 
 Policy = Literal["stop", "skip", "roll_back"]
@@ -42,7 +42,7 @@ _REMEDY = (
 _log = logging.getLogger(__name__)
 
 
-class NonFiniteError(RunFailed):
+class NonFiniteError(RunFailedError):
     """Training has come to numbers that are not finite, and may not go on."""
 
 
@@ -111,7 +111,8 @@ class NonFinite(Callback):
     def _begin(self) -> None:
         self._seen: list[_Seen] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._step, self._keys = 0, ("",)
+        self._step = 0
+        self._keys: tuple[str, ...] = ()
         self._updating = False
         self._batches, self._interval, self._mark = 0, 1, time.perf_counter()
 
@@ -125,13 +126,15 @@ class NonFinite(Callback):
             return
         data, path = _data(trainer), _windows_file(trainer)
         if data is not None:
-            found = json.loads(path.read_text())["windows"] if path.exists() else []
-            data.skips.clear()
-            for step, length in collectives.gather_objects(found)[0]:
-                data.leave_out(step, length)
+            known = json.loads(path.read_text())["windows"] if path.exists() else None
+            known = collectives.gather_objects(known)[0]
+            if known is not None:
+                data.skips.know(known)
         overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if self.policy == "roll_back" and (data is None or overfits):
-            what = "trainer.overfit_batches: the same batches come again" if overfits else "data without windows"
+            what = (
+                "trainer.overfit_batches: the same batches come again" if overfits else "data without windows"
+            )
             raise ValueError(f"non_finite.policy roll_back and {what}: set it to stop or skip")
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,8 +226,8 @@ class NonFinite(Callback):
         bad = not bool(torch.isfinite(_largest(trained)))
         if collectives.host_total([int(bad)])[0] > 0:
             raise NonFiniteError(
-                f"step {self._step}: weights are not finite, the checkpoint is not saved; the last one is good. "
-                f"The learning rate, or a callback that changes weights, may be the reason: {_REMEDY}"
+                f"step {self._step}: weights are not finite, the checkpoint is not saved; the last one is "
+                f"good. The learning rate, or a callback that changes weights, may be the reason: {_REMEDY}"
             )
 
     def on_exception(
@@ -238,7 +241,7 @@ class NonFinite(Callback):
                     callback.save_on_exception = False
 
     def _look(self, trainer: L.Trainer) -> None:
-        """Look at the losses of all ranks since the last time; every rank calls this after the same update."""
+        """Look at the losses of all ranks since the last time; every rank calls it after the same update."""
         if not self._seen or self._updating or self.policy == "skip":
             return
         bad, now = self._bad(), time.perf_counter()
@@ -246,7 +249,9 @@ class NonFinite(Callback):
         notes = torch.tensor([-torch.inf if bad is None else -bad.step, seconds], dtype=torch.float64)
         if collectives.world_size() > 1:
             dist.all_reduce(notes, dist.ReduceOp.MAX, group=collectives.cpu_group())
-        weights_only = any(getattr(found, "save_weights_only", False) for found in trainer.checkpoint_callbacks)
+        weights_only = any(
+            getattr(found, "save_weights_only", False) for found in trainer.checkpoint_callbacks
+        )
         # Before such checkpoints are saved nobody is asked.
         most = 1 if weights_only else STEPS
         self._interval = max(1, min(most, int(SECONDS / float(notes[1])) if notes[1] > 0 else most))
@@ -275,14 +280,16 @@ class NonFinite(Callback):
         """Go back to the last checkpoint, and leave out what came since."""
         data: Any = _data(trainer)
         if len(data.skips) >= self.limit:
-            raise NonFiniteError(f"{text}; --non_finite.limit allows {self.limit} roll-backs, which there were")
+            raise NonFiniteError(
+                f"{text}; --non_finite.limit allows {self.limit} roll-backs, which there were"
+            )
         newest = _newest(trainer) if trainer.is_global_zero else None
         path, start = collectives.gather_objects(newest)[0] or ("", 0)
         if path == "":
             raise NonFiniteError(
                 f"{text}; there is no checkpoint to roll back to: set checkpoint.every_n_train_steps"
             )
-        data.leave_out(start, step + 1 - start)
+        data.skips.leave_out(start, step + 1)
         if trainer.is_global_zero:
             windows = _windows_file(trainer)
             windows.parent.mkdir(parents=True, exist_ok=True)
@@ -303,7 +310,7 @@ class NonFinite(Callback):
 
 
 def _largest(tensors: Iterable[Tensor | None]) -> Float[Tensor, ""]:
-    """The largest entry of this rank's tensors or shards, which is finite if all are; nothing is waited for."""
+    """The largest entry of this rank's tensors or shards, finite if all are; nothing is waited for."""
     found = [tensor.detach() for tensor in tensors if tensor is not None]
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in found]
     return get_total_norm([tensor for tensor in own if tensor.numel() > 0], norm_type=float("inf")).float()
@@ -318,7 +325,7 @@ def _statistics(module: torch.nn.Module) -> list[Tensor]:
 def _data(trainer: L.Trainer) -> Any:
     """The data of the run, if they can leave out windows."""
     data = getattr(trainer, "datamodule", None)
-    return data if hasattr(data, "leave_out") else None
+    return data if hasattr(data, "skips") else None
 
 
 def _windows_file(trainer: L.Trainer) -> Path:

@@ -32,7 +32,7 @@ from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
 from mmlab.data.stream import Known, Stream
 from mmlab.data.text import TextReader
-from mmlab.data.windows import Window, continued, stream_step
+from mmlab.data.windows import Skips, stream_step
 from mmlab.data.words import WordReader
 
 _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
@@ -51,7 +51,7 @@ _LOADING = Loading()
 class ShardData(LightningDataModule):
     """Shards -> batches, for every stage; resumes exactly, on any valid number of ranks and workers."""
 
-    skips: list[Window]
+    skips: Skips
     """What training leaves out of the stream; checkpoints keep it."""
 
     def __init__(
@@ -105,7 +105,7 @@ class ShardData(LightningDataModule):
         if not self.readers:
             raise ValueError("the data read no modality: set at least one of image, text, audio, signal")
         self._check_each()
-        self.skips = []
+        self.skips = Skips()
         self._shards: dict[Split, SampleSet] = {}
         self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
@@ -316,10 +316,6 @@ class ShardData(LightningDataModule):
         assert isinstance(counts, _ProcessedTracker)
         return counts.processed
 
-    def leave_out(self, step: int, length: int) -> None:
-        """Leave out so many batches of the stream before a step of training, from the next fit on."""
-        self.skips.append(Window(step, length))
-
     def _overfits(self) -> bool:
         """Whether training is to see the same few batches in every epoch."""
         return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
@@ -344,7 +340,7 @@ class ShardData(LightningDataModule):
         """
         if "train" not in self._orders or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        self.skips[:] = continued(self.skips, [Window(*window) for window in state.get("skips", [])])
+        self.skips.go_on(state.get("skips", []), state.get("step", 0))
         now, then = self._identity(), state.get("order", {})
         differing = [
             f"{name} {then.get(name)} -> {now.get(name)}"
@@ -396,5 +392,5 @@ class ShardData(LightningDataModule):
         order, shards = copy.deepcopy(self._orders[split]), self._shards[split]
         at = stream_step(step, self.skips) if split == "train" else step
         places = order.places(at, rank=rank, ranks=ranks)
-        pairs = zip(places.shard.tolist(), places.sample.tolist(), strict=True)
-        return [(shards.names[shard], shards.key(shard, sample)) for shard, sample in pairs if shard >= 0]
+        pairs = zip(*places[:2], strict=True)
+        return [(shards.names[one], shards.key(int(one), int(sample))) for one, sample in pairs if one >= 0]

@@ -20,16 +20,37 @@ def stream_step(step: int, windows: Sequence[Window]) -> int:
     return step + sum(window.length for window in windows if window.step <= step)
 
 
-def continued(own: Sequence[Window], saved: Sequence[Window]) -> list[Window]:
-    """The windows of a run that goes on.
+class Skips(list[Window]):
+    """All windows of a run, in the order in which training meets them."""
 
-    Args:
-        own: Those that the run's directory knows of, in the order in which they were left out.
-        saved: Those of the checkpoint that it goes on from.
+    def know(self, windows: Sequence[Sequence[int]]) -> None:
+        """Take these, given as pairs, for all that there are."""
+        self[:] = [Window(*window) for window in windows]
 
-    Returns:
-        All that the directory knows, if the checkpoint is of the same history: windows may have been added
-        after it was saved. Those of the checkpoint, if it is of another.
-    """
-    same = list(own[: len(saved)]) == list(saved)
-    return list(own) if same else list(saved)
+    def leave_out(self, start: int, stop: int) -> None:
+        """Leave out what some steps of training took, which are trained anew.
+
+        Args:
+            start: The first of the steps.
+            stop: The one behind the last.
+        """
+        length = stream_step(stop - 1, self) + 1 - stream_step(start, self)
+        before = [window for window in self if window.step <= start]
+        # Those between are within the new window; later ones are met so many steps earlier.
+        after = [Window(step - (stop - start), length) for step, length in self if step >= stop]
+        self[:] = [*before, Window(start, length), *after]
+
+    def go_on(self, saved: Sequence[Sequence[int]], step: int) -> None:
+        """Go on from a checkpoint.
+
+        Where it is of the same history all windows stay: some may have been added after it was saved. Where
+        it is of another, its own count.
+
+        Args:
+            saved: The windows that it knows.
+            step: At which it was saved.
+        """
+        theirs = [Window(*window) for window in saved]
+        met = [window for window in theirs if window.step <= step]
+        if [window for window in self if window.step <= step][: len(met)] != met:
+            self[:] = theirs

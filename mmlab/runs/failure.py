@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """What is said to the user in a line or two; the exit status is 1."""

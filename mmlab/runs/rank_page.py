@@ -159,5 +159,3 @@ def _read(path: Path) -> bytes | None:
             return None
         time.sleep(0.001)
     return None
-
-

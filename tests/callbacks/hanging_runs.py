@@ -1,6 +1,7 @@
 """A run that hangs where it is told to; a program, since it is ended from within.
 
-`python hanging_runs.py FOLDER PLACE RANK DEVICES`: PLACE is `step`, `loader`, `asleep`, `validation` or `none`.
+`python hanging_runs.py FOLDER PLACE RANK DEVICES`: PLACE is `step`, `loader`, `asleep` or
+`validation`.
 """
 
 from __future__ import annotations

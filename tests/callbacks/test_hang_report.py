@@ -27,7 +27,10 @@ def test_a_collective_is_named_with_who_called_it() -> None:
         Call("/x/mmlab/collectives.py", 7, "host_total"),
         Call("/x/torch/optim/sgd.py", 1, "step"),
     ]
-    assert waits_in(stack) == "waits in the collective all_reduce, called by host_total (/x/mmlab/collectives.py:7)"
+    assert (
+        waits_in(stack)
+        == "waits in the collective all_reduce, called by host_total (/x/mmlab/collectives.py:7)"
+    )
     assert waits_in(stack[4:]) == "is in host_total (/x/mmlab/collectives.py:7)"
     assert waits_in([]) == "has ended"
 

@@ -1,8 +1,7 @@
-"""What is not finite stops the run, is left out, or makes it roll back: weights are those of a run without."""
+"""What is not finite stops the run or is left out: the weights are those of a run without."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from small_runs import Batches, SmallTask, Trace, make_task, make_trainer
 from torch import Tensor
 
@@ -142,7 +142,9 @@ def test_the_whole_accumulated_update_is_left_out(tmp_path: Path) -> None:
 
 
 def test_too_many_steps_that_are_left_out_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"more than --non_finite\.limit 1 steps .* step 3 is not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"more than --non_finite\.limit 1 steps .* step 3 is not finite"
+    ):
         fit(tmp_path, Spoils(1, 3), NonFinite("skip", limit=1))
 
 
@@ -205,11 +207,10 @@ def test_a_limit_of_none_is_refused() -> None:
 
 
 def test_what_was_counted_is_logged(tmp_path: Path) -> None:
-    from lightning.pytorch.loggers import CSVLogger
-
     logger = CSVLogger(tmp_path, name="logs", version="")
     fit(tmp_path, Spoils(1), NonFinite("skip"), logger=logger, log_every_n_steps=2)
     lines = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
     column = lines[0].split(",").index("train/skipped_steps")
-    assert [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]] == [1.0, 1.0, 1.0]
-    assert json.dumps(lines[0]).count("train/non_finite_steps") == 1
+    values = [line.split(",")[column] for line in lines[1:]]
+    assert [float(value) for value in values if value] == [1.0, 1.0, 1.0]
+    assert "train/non_finite_steps" in lines[0].split(",")
