@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -170,8 +171,8 @@ class NonFinite(Callback):
     ) -> None:
         """Look at the gradients, and leave the update out where it is to be."""
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            largest = _largest(parameter.grad for parameter in pl_module.parameters())
-            self._seen.append(_Seen(self._step, self._keys, ("gradients",), largest[None]))
+            norm = _norm(parameter.grad for parameter in pl_module.parameters())
+            self._seen.append(_Seen(self._step, self._keys, ("gradients",), norm[None]))
         if self.policy != "skip":
             return
         bad = self._bad()
@@ -223,7 +224,7 @@ class NonFinite(Callback):
         """
         self._look(trainer)
         trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-        bad = not bool(torch.isfinite(_largest(trained)))
+        bad = not bool(torch.isfinite(_norm(trained)))
         if collectives.host_total([int(bad)])[0] > 0:
             raise NonFiniteError(
                 f"step {self._step}: weights are not finite, the checkpoint is not saved; the last one is "
@@ -262,7 +263,7 @@ class NonFinite(Callback):
             text = _tell(collectives.gather_objects(bad if bad is not None and bad.step == first else None))
             self._log(trainer, bad=1)
             if self.policy == "stop" or trainer.interrupted:
-                raise NonFiniteError(f"{text}; {_REMEDY}")
+                raise NonFiniteError(f"{text}\n{_REMEDY}")
             self._roll_back(trainer, first, text)
 
     def _bad(self) -> _Bad | None:
@@ -309,11 +310,15 @@ class NonFinite(Callback):
                 logger.log_metrics(numbers, step=trainer.global_step - 1)
 
 
-def _largest(tensors: Iterable[Tensor | None]) -> Float[Tensor, ""]:
-    """The largest entry of this rank's tensors or shards, finite if all are; nothing is waited for."""
+def _norm(tensors: Iterable[Tensor | None]) -> Float[Tensor, ""]:
+    """The norm of this rank's tensors or shards, finite if all entries are (and below 1e19); not waited for.
+
+    Of 35 million gradients on one core it takes 15 ms where a step of AdamW takes 190 to 380; the largest
+    entry would take 330.
+    """
     found = [tensor.detach() for tensor in tensors if tensor is not None]
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in found]
-    return get_total_norm([tensor for tensor in own if tensor.numel() > 0], norm_type=float("inf")).float()
+    return get_total_norm([tensor for tensor in own if tensor.numel() > 0]).float()
 
 
 def _statistics(module: torch.nn.Module) -> list[Tensor]:
@@ -337,7 +342,10 @@ def _newest(trainer: L.Trainer) -> tuple[str, int] | None:
     found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     paths = [path for callback in found for path in Path(callback.dirpath or ".").glob("[!.]*.ckpt")]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        rest = open_checkpoint(path).rest
+        try:
+            rest = open_checkpoint(path).rest
+        except (ValueError, OSError, UnpicklingError):  # a damaged one: the one before is good
+            continue
         if "optimizer_states" in rest:
             batches = rest["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
             return str(path), int(batches)

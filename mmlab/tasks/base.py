@@ -49,6 +49,8 @@ class BaseTask(L.LightningModule, ABC):
     def __init__(self, model: nn.Module, *, optimization: Optimization, adaptation: Policy) -> None:
         super().__init__()
         self.save_hyperparameters()
+        # Asked now: Lightning drops what does not pickle, as sharded modules do not.
+        self._by_hand = any(isinstance(value, nn.Module) for value in self.hparams.values())
         self.model = adaptation.apply(model)
         self.optimization = optimization
         self.adaptation = adaptation
@@ -232,7 +234,7 @@ class BaseTask(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the digests of what it was trained beside."""
-        if any(isinstance(value, nn.Module) for value in self.hparams.values()):
+        if self._by_hand:
             # Built by hand, not from a config: the modules themselves would be pickled, frozen weights too.
             checkpoint.pop("hyper_parameters", None)
         fixed = set(self.model.state_dict()) - self.adaptation.kept(self.model)
