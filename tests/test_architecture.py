@@ -45,7 +45,7 @@ ROOMS = {
         "metrics.classification", "metrics.entities", "metrics.recommendation",
     },
     "runs": {"parallel.stored"},
-    "launch": {"runs.registry"},
+    "launch": {"runs.registry", "runs.rank_page"},
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"*"},
@@ -78,6 +78,8 @@ LIGHT = [
     "sources.*",
     "launch.*",
     "runs.registry",
+    "runs.rank_page",
+    "runs.failure",
 ]
 HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "transformers", "timm", "peft", "wandb"}
 
