@@ -11,6 +11,7 @@ from mmlab import __version__
 from mmlab.commands import adapt, assets, data, doctor, jobs, runs, shards, submit, tune
 from mmlab.commands.action import ActionParser
 from mmlab.launch.notice import Notice
+from mmlab.runs.failure import RunFailedError
 
 TRAINER_VERBS = {
     "fit": "train a model, then test its best checkpoint",
@@ -18,6 +19,8 @@ TRAINER_VERBS = {
     "test": "measure a checkpoint on the test split",
     "predict": "write what a checkpoint makes of each sample",
 }
+FAILED = 1
+"""Exit status of a run that went wrong by itself."""
 BAD_INPUT = 2
 """Exit status when the user can mend what is wrong."""
 INTERRUPTED = 130
@@ -66,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
         return BAD_INPUT
+    except RunFailedError as failure:
+        if debug:
+            raise
+        print(f"mmlab: {failure}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt as interrupt:
         print(f"mmlab: interrupted {interrupt}".rstrip(), file=sys.stderr)
         return INTERRUPTED

@@ -46,7 +46,7 @@ ROOMS = {
         "launch.own_job",
     },
     "runs": {"parallel.stored", "parallel.digests"},
-    "launch": {"runs.directory", "runs.failures", "runs.rank_page", "runs.status"},
+    "launch": {"runs.directory", "runs.attempts", "runs.rank_page", "runs.status"},
     "commands": {"*"},
     "cli": {"*"},
     "__main__": {"*"},
@@ -79,7 +79,8 @@ LIGHT = [
     "sources.*",
     "launch.*",
     "runs.directory",
-    "runs.failures",
+    "runs.attempts",
+    "runs.failure",
     "runs.rank_page",
     "runs.status",
 ]

@@ -15,10 +15,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmlab.callbacks.checkpoints import Checkpoints, files_of
+from mmlab.callbacks.non_finite import RollBack
 from mmlab.callbacks.run_logger import RunLogger
+from mmlab.callbacks.watchdog import Watchdog
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
-from mmlab.runs.failures import Failure, clear_failure, note_failure, past_failures
+from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failures
 from mmlab.runs.rank_page import read_pages
 from mmlab.runs.status import State, Status, write_status
 
@@ -44,12 +46,17 @@ class Standing(Callback):
             restarts=0 if job is None else job.restarts,
             process=f"{socket.gethostname()}:{os.getpid()}",
         )
+        self.rank = 0
         self._said = self._began = time.monotonic()
         self._first = 0
         self._newest: Saved | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The run is under way."""
+        self.rank = trainer.global_rank
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Watchdog):
+                callback.on_hang = self.hung
         if trainer.is_global_zero:
             clear_failure(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -92,6 +99,8 @@ class Standing(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Write why the run ends."""
+        if isinstance(exception, RollBack):
+            return  # it goes on
         stopped = isinstance(exception, SIGTERMException)
         if not stopped:
             self._note_failure(trainer, exception)
@@ -122,6 +131,14 @@ class Standing(Callback):
         if failure.hopeless or (past and failure.like(past[-1])):
             for logger in _run_loggers(trainer):
                 logger.send()  # the run does not go on: what led here is worth seeing
+
+    def hung(self, reason: str) -> None:
+        """Say that the watchdog ends the run; called from its thread, on every rank."""
+        pages = [page for page in read_pages(self.directory) if page.rank == self.rank]
+        step, samples = (pages[0].step, pages[0].listing()) if pages else (0, "")
+        note_failure(self.directory, Failure("hung", step, samples, self.rank))
+        if self.rank == 0:
+            self.finish("hung", reason)
 
     def finish(self, state: State, reason: str | None = None) -> None:
         """Say that the run is over; on rank 0."""

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.non_finite import NonFinite
 from mmlab.callbacks.preemption import Preemption
 from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
@@ -26,7 +27,9 @@ from mmlab.callbacks.skipped import SkippedSamples
 from mmlab.callbacks.standing import Standing
 from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
-from mmlab.commands import automatic
+from mmlab.callbacks.watchdog import Watchdog
+from mmlab.callbacks.whereabouts import Whereabouts
+from mmlab.commands import automatic, rolled_back
 from mmlab.commands.check_features import check_features
 from mmlab.commands.init_from import add_init_from, begin
 from mmlab.commands.resume import Resume, continue_logs, default_resume, find_run, find_start
@@ -87,6 +90,8 @@ class CommandLine(LightningCLI):
         add_init_from(parser)
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(SkippedSamples, "skipped")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
+        parser.add_lightning_class_args(NonFinite, "non_finite")
         parser.add_class_arguments(Execution, "execution")
         parser.set_defaults(
             {
@@ -158,8 +163,8 @@ class CommandLine(LightningCLI):
         record = RunRecord(self.directory, self.config_text)
         job = OwnJob.find()
         self.preemption, self.standing = Preemption(self.notice), Standing(self.directory, job)
-        found: list[Callback] = [record, Throughput(self.directory), Unfreezing(), self.preemption]
-        found.append(self.standing)
+        found: list[Callback] = [record, Whereabouts(self.directory), Throughput(self.directory)]
+        found += [Unfreezing(), self.preemption, self.standing]
         if not sys.stderr.isatty() and self.config[self.subcommand].trainer.enable_progress_bar is not False:
             found.append(ProgressLines())
         return found
@@ -232,7 +237,7 @@ class CommandLine(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train."""
         try:
-            self.trainer.fit(**(kwargs | {"weights_only": True}))
+            rolled_back.fit(self.trainer, kwargs | {"weights_only": True})
         except SystemExit as stop:
             if isinstance(stop, SIGTERMException) or not self.trainer.interrupted:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mmlab.batch import Batch
 from mmlab.data.stream import Stream
 from mmlab.data.text import TOKENIZERS, TextReader
+from mmlab.data.windows import Window, stream_step
 
 _AHEAD = 64
 """Steps of a worker that remote shards are fetched ahead."""
@@ -23,9 +24,10 @@ class _Steps(IterableDataset[Batch]):
     collects its workers.
     """
 
-    def __init__(self, stream: Stream, start: int) -> None:
+    def __init__(self, stream: Stream, start: int, skips: tuple[Window, ...]) -> None:
         self.stream = stream
         self.start = start
+        self.skips = skips
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -35,9 +37,11 @@ class _Steps(IterableDataset[Batch]):
             # Two at a time: the first batches need not wait until all of what comes ahead is known.
             for _ in range(2):
                 if announced <= step + _AHEAD * stride:
-                    self.stream.announce(announced, now=step)
+                    self.stream.announce(
+                        stream_step(announced, self.skips), now=stream_step(step, self.skips)
+                    )
                     announced += stride
-            yield self.stream.batch(step)
+            yield self.stream.batch(stream_step(step, self.skips))
             step += stride
 
 
@@ -57,6 +61,7 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         position: Callable[[], int] | None = None,
+        skips: Sequence[Window] = (),
     ) -> None:
         """Settings.
 
@@ -67,12 +72,14 @@ class Loader:
             pin_memory: Whether to copy batches to page-locked memory ahead of the copy to a GPU.
             position: Says at the beginning of an epoch of training with which step it begins; None: with the
                 one after the last that was taken.
+            skips: What training leaves out of the stream; looked at whenever workers start.
         """
         self.stream = stream
         self.steps = steps
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.position = position
+        self.skips = skips
         self._next = 0
         self._loader: DataLoader[Batch] | None = None
         # Under this name Lightning finds the workers to stop when a run ends or fails.
@@ -102,7 +109,7 @@ class Loader:
     def _build(self, *, start: int) -> DataLoader[Batch]:
         workers = self.num_workers > 0
         return DataLoader(
-            _Steps(self.stream, start),
+            _Steps(self.stream, start, tuple(self.skips)),
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

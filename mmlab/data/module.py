@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,6 +32,7 @@ from mmlab.data.signal import SignalReader
 from mmlab.data.source import Source
 from mmlab.data.stream import Known, Stream
 from mmlab.data.text import TextReader
+from mmlab.data.windows import Skips, stream_step
 from mmlab.data.words import WordReader
 
 _STAGES: dict[TrainerFn, tuple[Split, ...]] = {
@@ -48,6 +50,9 @@ _LOADING = Loading()
 
 class ShardData(LightningDataModule):
     """Shards -> batches, for every stage; resumes exactly, on any valid number of ranks and workers."""
+
+    skips: Skips
+    """What training leaves out of the stream; checkpoints keep it."""
 
     def __init__(
         self,
@@ -100,6 +105,7 @@ class ShardData(LightningDataModule):
         if not self.readers:
             raise ValueError("the data read no modality: set at least one of image, text, audio, signal")
         self._check_each()
+        self.skips = Skips()
         self._shards: dict[Split, SampleSet] = {}
         self._orders: dict[Split, Order] = {}
         self._loaders: list[Loader] = []
@@ -285,6 +291,7 @@ class ShardData(LightningDataModule):
             num_workers=self.loading.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             position=None if self.trainer is None else self._position,
+            skips=self.skips if split == "train" and not self._overfits() else (),
         )
         self._loaders.append(loader)
         return loader
@@ -305,11 +312,13 @@ class ShardData(LightningDataModule):
         """
         assert self.trainer is not None
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        # To overfit is to see the same few batches in every epoch.
-        overfit = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        counts = progress.current if overfit else progress.total
+        counts = progress.current if self._overfits() else progress.total
         assert isinstance(counts, _ProcessedTracker)
         return counts.processed
+
+    def _overfits(self) -> bool:
+        """Whether training is to see the same few batches in every epoch."""
+        return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """Stop the workers."""
@@ -321,7 +330,7 @@ class ShardData(LightningDataModule):
         """What a checkpoint says of the data: the next step, and all that decides which samples it holds."""
         if "train" not in self._orders or self.trainer is None:
             return {}
-        return {"step": self._position(), "order": self._identity()}
+        return {"step": self._position(), "order": self._identity(), "skips": [[*w] for w in self.skips]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a resumed run reads what it would have read.
@@ -331,6 +340,7 @@ class ShardData(LightningDataModule):
         """
         if "train" not in self._orders or self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        self.skips.go_on(state.get("skips", []), state.get("step", 0))
         now, then = self._identity(), state.get("order", {})
         differing = [
             f"{name} {then.get(name)} -> {now.get(name)}"
@@ -374,3 +384,13 @@ class ShardData(LightningDataModule):
         step, offset = divmod(place, order.batch_size)
         places = order.places(step)
         return self._shards[split].read(int(places.shard[offset]), int(places.sample[offset]))
+
+    def samples_at(self, split: Split, step: int) -> list[tuple[str, str]]:
+        """Shard and key of each sample that this rank reads at a step: of training, or of a pass."""
+        ranks, rank = self._ranks()
+        # What an order keeps between calls belongs to the thread that trains.
+        order, shards = copy.deepcopy(self._orders[split]), self._shards[split]
+        at = stream_step(step, self.skips) if split == "train" else step
+        places = order.places(at, rank=rank, ranks=ranks)
+        pairs = zip(*places[:2], strict=True)
+        return [(shards.names[one], shards.key(int(one), int(sample))) for one, sample in pairs if one >= 0]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mmlab.launch.own_job import OwnJob
-from mmlab.runs.failures import Failure, clear_failure, keep_failure, noted_failure, past_failures
+from mmlab.runs.attempts import Failure, clear_failure, keep_failure, noted_failure, past_failures
 from mmlab.runs.rank_page import read_pages
 from mmlab.runs.status import read_status, write_status
 

@@ -41,12 +41,16 @@ class BaseTask(L.LightningModule, ABC):
     """Of the evaluation that runs or ran last."""
     results: dict[str, float]
     """What the last evaluation gave, as it is logged but not rounded to float32."""
+    step_losses: Mapping[str, Tensor]
+    """What the training batch that ran last adds up to, detached, on the device."""
     execution: Execution = Execution()
     """How the model is run; set before training, by the command line or by hand."""
 
     def __init__(self, model: nn.Module, *, optimization: Optimization, adaptation: Policy) -> None:
         super().__init__()
         self.save_hyperparameters()
+        # Asked now: Lightning drops what does not pickle, as sharded modules do not.
+        self._by_hand = any(isinstance(value, nn.Module) for value in self.hparams.values())
         self.model = adaptation.apply(model)
         self.optimization = optimization
         self.adaptation = adaptation
@@ -135,6 +139,10 @@ class BaseTask(L.LightningModule, ABC):
         }
         penalties = self.adaptation.penalties(self.model)
         total = torch.stack([*(loss.value for loss in losses.values()), *penalties]).sum()
+        self.step_losses = {
+            **{name: loss.value.detach() for name, loss in losses.items()},
+            **{f"penalty {number}": penalty.detach() for number, penalty in enumerate(penalties)},
+        }
         if self._is_logged(batch_idx):
             # A rank's value is its part of the global loss: the mean over ranks is what is minimised.
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
@@ -226,7 +234,7 @@ class BaseTask(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the digests of what it was trained beside."""
-        if any(isinstance(value, nn.Module) for value in self.hparams.values()):
+        if self._by_hand:
             # Built by hand, not from a config: the modules themselves would be pickled, frozen weights too.
             checkpoint.pop("hyper_parameters", None)
         fixed = set(self.model.state_dict()) - self.adaptation.kept(self.model)

@@ -9,7 +9,7 @@ import pytest
 
 from mmlab.launch import own_job
 from mmlab.launch.ending import ended
-from mmlab.runs.failures import Failure, note_failure, past_failures
+from mmlab.runs.attempts import Failure, note_failure, past_failures
 from mmlab.runs.rank_page import RankPage
 from mmlab.runs.status import Status, read_status, write_status
 
