@@ -188,7 +188,6 @@ def _training(spec: JobSpec) -> str:
         inside = shlex.join(["apptainer", "exec", *gpu, *box.options, box.image]) + " "
     own = [
         "--name", spec.name, "--runs", str(spec.run.parent.parent),
-        "--trainer.num_nodes", str(asked.nodes), "--trainer.devices", str(asked.tasks_per_node),
     ]  # fmt: skip
     if not any(word.partition("=")[0] == "--trainer.accelerator" for word in spec.words):
         own += ["--trainer.accelerator", "gpu" if asked.gpus_per_node > 0 else "cpu"]
@@ -198,6 +197,9 @@ def _training(spec: JobSpec) -> str:
             f"    {inside}{python} -m mmlab fit",
             *_lines(spec.words, array=spec.array is not None),
             *_lines(own, array=False),
+            # As the job is now: it may be queued again with other nodes.
+            '    --trainer.num_nodes "$SLURM_NNODES"',
+            '    --trainer.devices "$((SLURM_NTASKS / SLURM_NNODES))"',
         ]
     )
     ended = f'{inside}{python} -m mmlab jobs ended "$run" "$status" || true'
