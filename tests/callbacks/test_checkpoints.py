@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock, create_autospec
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from small_runs import Batches, SmallTask, fit, make_task, make_trainer
 from torchmetrics import Metric
 
@@ -321,3 +322,19 @@ def test_all_ranks_take_back_what_the_first_could_not_write(ranks: Any, tmp_path
     assert first == ("s6.ckpt", {"s6.ckpt": 7}, 1)
     assert second == ("s6.ckpt", {"s6.ckpt": 7}, 0)
     assert steps(tmp_path) == {"s6": 6, "last": 6}
+
+
+def test_weights_and_biases_is_alarmed_once_for_each(tmp_path: Path) -> None:
+    files, board = CheckpointFiles(), create_autospec(WandbLogger, instance=True)
+    trainer = create_autospec(L.Trainer, instance=True)
+    trainer.strategy, trainer.is_global_zero, trainer.loggers = Mock(checkpoint_io=files), True, [board]
+    trainer.global_step = 7
+    keep = Checkpoints(tmp_path)
+    keep._tell(trainer)
+    assert not board.experiment.alert.called
+    files.failed_saves, files.last_failure = 2, "checkpoint x was not saved"
+    keep._tell(trainer)
+    keep._tell(trainer)
+    board.log_metrics.assert_called_once_with({FAILED: 2.0}, step=7)
+    (call,) = board.experiment.alert.call_args_list
+    assert call.args == ("checkpoint not saved", "checkpoint x was not saved")
