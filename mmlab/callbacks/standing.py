@@ -49,6 +49,7 @@ class Standing(Callback):
         self.rank = 0
         self._said = self._began = time.monotonic()
         self._first = 0
+        self._steps: int | None = None
         self._newest: Saved | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -65,6 +66,8 @@ class Standing(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._began, self._first = time.monotonic(), trainer.global_step
+        total = trainer.estimated_stepping_batches  # every rank must ask
+        self._steps = None if total == float("inf") else int(total)
         if trainer.ckpt_path is not None:
             self.status = self.status._replace(saved_step=trainer.global_step, saved_at=time.time())
 
@@ -150,8 +153,7 @@ class Standing(Callback):
         step = trainer.global_step
         changes: dict[str, Any] = {"state": state, "reason": reason}
         if trainer.state.fn == TrainerFn.FITTING:
-            total = trainer.estimated_stepping_batches
-            steps = None if total == float("inf") else int(total)
+            steps = self._steps
             done = step - self._first
             took = self._said - self._began
             changes |= {

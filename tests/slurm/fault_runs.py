@@ -1,0 +1,105 @@
+"""Trainings for the tests of faults, and what is compared of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from site_folder import SMOKE, Site
+
+STEPS = 24
+HERE = Path(__file__).parent
+FAST = (
+    "--data.source.init_args.train", "64", "--data.source.init_args.val", "16",
+    "--data.source.init_args.test", "16", "--data.batch_size", "16", "--data.loading.lanes.ranks", "2",
+    "--data.loading.lanes.groups", "2", "--test_untrained", "false", "--trainer.log_every_n_steps", "1",
+    "--trainer.max_epochs", str(STEPS // 4), "--trainer.enable_progress_bar", "false",
+    "--checkpoint.minutes", "0.05", "--trainer.callbacks", "faults.Disturbed",
+)  # fmt: skip
+
+
+class Step(NamedTuple):
+    """What a step saw and gave, over all ranks."""
+
+    keys: tuple[str, ...]
+    loss: float
+
+
+class Training:
+    """A training that is submitted, and what it leaves behind."""
+
+    def __init__(self, site: Site, name: str, *words: str, faults: tuple[str, ...] = ()) -> None:
+        """Submit it.
+
+        Args:
+            site: The folder.
+            name: Of the run.
+            words: For `mmlab submit` and `mmlab fit`.
+            faults: Arguments of :class:`faults.Disturbed` beside its folder, `kind=hang`.
+        """
+        self.site = site
+        self.folder = site.folder / f"steps-{name}"
+        self.folder.mkdir()
+        options = [f"folder={self.folder}", *faults]
+        said = site.mmlab(
+            "submit", "--config", str(SMOKE), "--name", name, "--gpus-per-node", "0", "--time", "20",
+            "--nodes", "2", "--signal-seconds", "30", *FAST,
+            *(word for option in options for word in _option(option)), *words,
+        )  # fmt: skip
+        self.job = said.split()[1].rstrip(":")
+        self.run = next((site.folder / "runs" / name).iterdir())
+
+    @property
+    def log(self) -> str:
+        """What the job has said so far."""
+        path = self.run / f"slurm-{self.job}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def lines(self) -> list[list[dict[str, Any]]]:
+        """What each rank has written of its steps."""
+        found = []
+        for path in sorted(self.folder.glob("steps-rank*.jsonl")):
+            text = path.read_text()
+            found.append([json.loads(line) for line in text.split("\n")[:-1]])
+        return found
+
+    def done(self) -> int:
+        """Steps that the first rank has done, over all attempts."""
+        lines = self.lines()
+        return len(lines[0]) if lines else 0
+
+    def attempts(self) -> dict[int, dict[int, Step]]:
+        """The steps of each attempt, of all ranks."""
+        found: dict[int, dict[int, Step]] = {}
+        ranks = self.lines()
+        for first in ranks[0]:
+            parts = [
+                other["keys"]
+                for lines in ranks
+                for other in lines
+                if (other["attempt"], other["step"]) == (first["attempt"], first["step"])
+            ]
+            keys = tuple(sorted(key for part in parts for key in part))
+            found.setdefault(first["attempt"], {})[first["step"]] = Step(keys, first["loss"])
+        return found
+
+    def metrics(self) -> dict[str, Any]:
+        """What the run came to."""
+        found: dict[str, Any] = json.loads((self.run / "metrics.json").read_text())
+        return found
+
+    def history(self) -> str:
+        """All that was logged but the speed of things."""
+        lines = (self.run / "logs" / "metrics.csv").read_text().splitlines()
+        head = lines[0].split(",")
+        kept = [n for n, name in enumerate(head) if not name.startswith(("train/samples", "train/t", "train/data", "train/peak"))]
+        kept = [n for n in kept if head[n] not in ("train/tflops", "train/mfu", "train/peak_memory_gb")]
+        loss = head.index("train/loss")
+        kept = sorted({*kept, loss})
+        return "\n".join(",".join(line.split(",")[n] for n in kept) for line in lines)
+
+
+def _option(option: str) -> tuple[str, str]:
+    name, _, value = option.partition("=")
+    return f"--trainer.callbacks.init_args.{name}", value
