@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,15 +91,45 @@ class Training:
         found: dict[str, Any] = json.loads((self.run / "metrics.json").read_text())
         return found
 
-    def history(self) -> str:
-        """All that was logged but the speed of things."""
-        lines = (self.run / "logs" / "metrics.csv").read_text().splitlines()
-        head = lines[0].split(",")
-        kept = [n for n, name in enumerate(head) if not name.startswith(("train/samples", "train/t", "train/data", "train/peak"))]
-        kept = [n for n in kept if head[n] not in ("train/tflops", "train/mfu", "train/peak_memory_gb")]
-        loss = head.index("train/loss")
-        kept = sorted({*kept, loss})
-        return "\n".join(",".join(line.split(",")[n] for n in kept) for line in lines)
+    def history(self) -> list[dict[str, str]]:
+        """All that was logged but how long things took."""
+        with (self.run / "logs" / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = ("step", "epoch", "train/loss", "val/", "test/")
+        chosen = [{name: row[name] for name in row if name.startswith(kept) and row[name]} for row in rows]
+        return [row for row in chosen if set(row) - {"step", "epoch"}]
+
+    def orphans(self) -> list[str]:
+        """Processes of the run that are left."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words = path.read_bytes().decode(errors="replace")
+                if str(self.run) in words:
+                    found.append(words.replace("\0", " "))
+        return found
+
+
+def same_run(found: Training, whole: Training) -> int:
+    """Compare a run with the undisturbed one; returns how many steps it has done twice."""
+    repeated = 0
+    expected, seen = whole.attempts()[0], set[int]()
+    for steps in found.attempts().values():
+        for step, what in steps.items():
+            assert what == expected[step], step
+            repeated += step in seen
+            seen.add(step)
+    assert seen == set(expected)
+    assert found.metrics() == whole.metrics()
+    assert found.history() == whole.history()
+    checkpoints = sorted(path.name for path in (found.run / "checkpoints").iterdir())
+    kept = [name for name in checkpoints if ".damaged" not in name]
+    assert kept == sorted(path.name for path in (whole.run / "checkpoints").iterdir())
+    segments = [path.name for path in (found.run / "wandb").glob("offline-run-*")]
+    assert len({name.rpartition("-")[2] for name in segments}) == 1, segments
+    assert json.loads((found.run / "status.json").read_text())["state"] == "finished"
+    assert found.orphans() == []
+    return repeated
 
 
 def _option(option: str) -> tuple[str, str]:
