@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -396,28 +395,3 @@ def test_a_source_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         make_trainer(tmp_path).test(
             model, ShardData(batch_size=8, source=source, signal=reader), verbose=False
         )
-
-
-def test_the_samples_of_a_step_are_named_with_their_shards(folder: Path) -> None:
-    data = make_data(folder)
-    data.setup("fit")
-    batches = list(data.train_dataloader())[:3]
-    for step, batch in enumerate(batches):
-        named = data.samples_at("train", step)
-        assert tuple(key for _, key in named) == batch.keys
-        assert all(key in _keys_of(Path(shard)) for shard, key in named)
-    last = data.samples_at("val", 2)
-    assert [key for _, key in last] == [f"{number:05d}" for number in range(1016, 1021)], "padding is none"
-    data.skips.leave_out(0, 2)
-    assert data.samples_at("train", 0) == make_named(folder, 2)
-
-
-def make_named(folder: Path, step: int) -> list[tuple[str, str]]:
-    data = make_data(folder)
-    data.setup("fit")
-    return data.samples_at("train", step)
-
-
-def _keys_of(shard: Path) -> set[str]:
-    with tarfile.open(shard) as tar:
-        return {name.partition(".")[0] for name in tar.getnames()}
