@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -22,7 +21,9 @@ from torch.optim import Optimizer
 
 from mmlab import collectives
 from mmlab.batch import Batch
+from mmlab.callbacks.checkpoints import files_of
 from mmlab.parallel.stored import open_checkpoint
+from mmlab.runs.checkpoint import newest_good
 from mmlab.runs.directory import write_json
 from mmlab.runs.failure import RunFailedError
 from mmlab.tasks.base import BaseTask
@@ -339,16 +340,15 @@ def _windows_file(trainer: L.Trainer) -> Path:
 
 def _newest(trainer: L.Trainer) -> tuple[str, int] | None:
     """The newest checkpoint that training can go on from, and the batches that were trained on before it."""
-    found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [path for callback in found for path in Path(callback.dirpath or ".").glob("[!.]*.ckpt")]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        try:
-            rest = open_checkpoint(path).rest
-        except (ValueError, OSError, UnpicklingError):  # a damaged one: the one before is good
-            continue
-        if "optimizer_states" in rest:
-            batches = rest["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-            return str(path), int(batches)
+    files = files_of(trainer)
+    if files is not None:
+        files.wait()
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            path = newest_good(Path(callback.dirpath))
+            if path is not None:
+                loops = open_checkpoint(path).rest["loops"]["fit_loop"]
+                return str(path), int(loops["epoch_loop.batch_progress"]["total"]["processed"])
     return None
 
 

@@ -59,9 +59,8 @@ class RunLogger(WandbLogger):
             rows: All that was logged up to the checkpoint; what had not been sent is sent.
         """
         identity = self._folder / "id"
-        if not identity.exists():
-            return
-        self._wandb_init["id"] = self._id = identity.read_text(encoding="utf-8").strip()
+        if identity.exists():
+            self._wandb_init["id"] = self._id = identity.read_text(encoding="utf-8").strip()
         sent = self._folder / "sent"
         self._sent = int(sent.read_text(encoding="utf-8")) if sent.exists() else 0
         self._waiting = list(rows[self._sent :])
