@@ -50,6 +50,7 @@ class RunLogger(WandbLogger):
         self._folder = Path(save_dir) / _FOLDER
         self._waiting: list[Row] = []
         self._sent = 0
+        self._identified = False
 
     @rank_zero_only
     def go_on(self, rows: Sequence[Row]) -> None:
@@ -72,6 +73,7 @@ class RunLogger(WandbLogger):
         if step is None:
             super().log_metrics(metrics)
             return
+        self._remember_identity()
         self._waiting.append(Row(plain(metrics), step))
         if self.live:
             self.send()
@@ -92,9 +94,15 @@ class RunLogger(WandbLogger):
             # the last would be dropped.
             self.experiment.log(row.metrics | {"trainer/global_step": row.step}, step=self._sent)
             self._sent += 1
+        (self._folder / "sent").write_text(str(self._sent), encoding="utf-8")
+
+    def _remember_identity(self) -> None:
+        """Keep the id before anything is logged under it."""
+        if self._identified:
+            return
+        self._identified = True
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "id").write_text(str(self.experiment.id), encoding="utf-8")
-        (self._folder / "sent").write_text(str(self._sent), encoding="utf-8")
 
     @rank_zero_only
     def preempted(self) -> None:
