@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+"""States after which a job does nothing more by itself."""
 _PORTS = range(26_900, 32_000)
 """Below those that a system gives out by itself, above those that Lightning takes."""
 
@@ -76,7 +78,7 @@ class Cluster:
         """
         end = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            assert time.monotonic() < end, (
+            assert state not in ENDED and time.monotonic() < end, (
                 f"job {job} is {state} after {seconds} s, not {' or '.join(states)}"
             )
             time.sleep(0.3)

@@ -15,7 +15,6 @@ TINY = (
     "--data.source.init_args.test", "16", "--data.batch_size", "16", "--trainer.max_epochs", "1",
     "--test_untrained", "false", "--trainer.callbacks", "[]", "--trainer.enable_progress_bar", "false",
 )  # fmt: skip
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Site:

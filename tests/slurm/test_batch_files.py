@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from site_folder import ENDED, SMOKE, TINY, Site
+from site_folder import SMOKE, TINY, Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 FOLDER = SMOKE.parents[2] / "slurm"

@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import ENDED, Cluster
 from fault_runs import HERE, STEPS, Training, same_run
-from site_folder import ENDED, Site
+from site_folder import Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 PATIENCE = 600.0
@@ -63,8 +63,9 @@ def by_signal(place: Site) -> Training:
 
 def by_walltime(place: Site) -> Training:
     """The end of the time that was asked for, 30 seconds ahead."""
-    training = Training(place, "walltime")
-    wait_for_steps(training, 5)
+    # Slurm looks at the time every 30 seconds.
+    training = Training(place, "walltime", faults=("seconds=2.0",))
+    wait_for_steps(training, 2)
     control(training, "scontrol", "update", f"JobId={training.job}", "EndTime=now+35")
     training.site.cluster.wait_for(training.job, ["PENDING"], PATIENCE)
     control(training, "scontrol", "update", f"JobId={training.job}", "TimeLimit=20")

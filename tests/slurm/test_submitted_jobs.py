@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from site_folder import ENDED, SMOKE, Site
+from cluster import ENDED, Cluster
+from site_folder import SMOKE, Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
