@@ -78,9 +78,9 @@ class Cluster:
         """
         end = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            assert state not in ENDED and time.monotonic() < end, (
-                f"job {job} is {state} after {seconds} s, not {' or '.join(states)}"
-            )
+            wrong = f"job {job} is {state} after {seconds} s, not {' or '.join(states)}"
+            assert state not in ENDED, wrong
+            assert time.monotonic() < end, wrong
             time.sleep(0.3)
         return state
 
