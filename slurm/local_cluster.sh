@@ -149,7 +149,6 @@ SelectTypeParameters=CR_CPU
 # preemption: debug and high preempt low and grace; the preempted job is requeued
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc=$DIR/log/jobcomp.txt

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
@@ -28,6 +29,10 @@ EVERY = 5.0
 """Seconds from one note to the next."""
 HOPELESS = (ValueError, OSError)
 """What the command line reports as bad input: another attempt would meet it again."""
+
+
+LOST = ("gloo/transport", "NCCL")
+"""What errors of a connection to another rank say."""
 
 
 class Standing(Callback):
@@ -127,6 +132,7 @@ class Standing(Callback):
             progress.processed,
             samples[0] if samples else "",
             trainer.global_rank,
+            follows=isinstance(exception, dist.DistError) or any(word in str(exception) for word in LOST),
             hopeless=isinstance(exception, (*HOPELESS, KeyboardInterrupt)),
         )
         note_failure(self.directory, failure)

@@ -51,7 +51,7 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
 def _failure(run: Path, status: int) -> Failure:
     """What happened: as a rank has noted it, else from where the ranks were when they were killed."""
     noted = noted_failure(run)
-    if noted is not None:
+    if noted is not None and not (noted.follows and status > 128):
         return noted
     pages = read_pages(run)
     what = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"

@@ -24,6 +24,8 @@ class Failure(NamedTuple):
     samples: str = ""
     """Keys of the samples of that step."""
     rank: int = 0
+    follows: bool = False
+    """Whether it is what a rank sees when another one has died."""
     hopeless: bool = False
     """Whether another attempt can be no better, as with a wrong setting."""
     time: float = 0.0
@@ -45,7 +47,7 @@ def note_failure(run: Path, failure: Failure) -> None:
 def noted_failure(run: Path) -> Failure | None:
     """What the ranks of the last attempt have noted: the first in time, as the others follow from it."""
     found = [_read(path.read_text(encoding="utf-8")) for path in _notes(run)]
-    return min(found, key=lambda failure: failure.time, default=None)
+    return min(found, key=lambda failure: (failure.follows, failure.time), default=None)
 
 
 def clear_failure(run: Path) -> None:

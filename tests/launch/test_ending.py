@@ -81,6 +81,20 @@ def test_the_same_failure_at_the_same_step_twice_is_the_last(
     assert requeued == [REQUEUE, REQUEUE]
 
 
+def test_a_rank_that_lost_another_does_not_hide_why(
+    tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    RankPage(tmp_path, 1).note(step=9, phase="train", keys=["a"])
+    note_failure(tmp_path, Failure("RuntimeError: Connection reset", 9, follows=True))
+    ended(tmp_path, 137, requeues=3)
+    assert "killed by signal 9, at step 9" in capsys.readouterr().err
+    note_failure(tmp_path, Failure("RuntimeError: Connection reset", 9, follows=True))
+    note_failure(tmp_path, Failure("KeyError: x", 9, rank=1))
+    ended(tmp_path, 1, requeues=3)
+    assert "KeyError: x, at step 9" in capsys.readouterr().err
+    assert requeued == [REQUEUE, REQUEUE]
+
+
 @pytest.mark.parametrize("status", [2, 130, 137])
 def test_what_would_be_no_better_is_not_begun_again(
     tmp_path: Path, requeued: list[tuple[str, ...]], status: int

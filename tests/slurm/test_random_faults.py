@@ -18,7 +18,7 @@ from site_folder import Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(5400)]
 FAULTS = int(os.environ.get("MMLAB_FAULTS", "4"))
-"""So many in a row. 30 take half an hour: `MMLAB_FAULTS=30 pytest -m slow -s tests/slurm/test_random_faults.py`"""
+"""So many in a row. Half an hour: `MMLAB_FAULTS=30 pytest -m slow -s tests/slurm/test_random_faults.py`"""
 PATIENCE = 600.0
 STEPS = 8
 """At most so many steps go by from one fault to the next."""
