@@ -177,6 +177,8 @@ def _training(spec: JobSpec) -> str:
     asked, box = spec.resources, spec.profile.container
     python = shlex.quote(spec.python)
     srun = ["srun", "--kill-on-bad-exit=1", "--label"]
+    # As many as there are nodes now: a job may be queued again with others, and Slurm keeps the old number.
+    srun.append('--ntasks="$((SLURM_NNODES * SLURM_NTASKS_PER_NODE))"')
     if asked.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={asked.cpus_per_task}")  # since 22.05 srun does not take sbatch's
     if box is not None and box.runtime == "pyxis":
@@ -197,14 +199,13 @@ def _training(spec: JobSpec) -> str:
             f"    {inside}{python} -m mmlab fit",
             *_lines(spec.words, array=spec.array is not None),
             *_lines(own, array=False),
-            # As the job is now: it may be queued again with other nodes.
             '    --trainer.num_nodes "$SLURM_NNODES"',
-            '    --trainer.devices "$((SLURM_NTASKS / SLURM_NNODES))"',
+            '    --trainer.devices "$SLURM_NTASKS_PER_NODE"',
         ]
     )
     ended = f'{inside}{python} -m mmlab jobs ended "$run" "$status" || true'
     if box is not None and box.runtime == "pyxis":
-        ended = f"srun --nodes=1 --ntasks=1 {' '.join(srun[3:])} {ended}"
+        ended = f"srun --nodes=1 --ntasks=1 {' '.join(srun[4:])} {ended}"
     return (
         "# Signals to the job are for the ranks: this shell only waits for them. Where Slurm signals whole\n"
         "# process groups, setsid keeps srun out of it: srun would kill the ranks before they have saved.\n"

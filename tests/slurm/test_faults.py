@@ -179,7 +179,7 @@ def test_four_tasks_that_become_two(trainings: dict[str, Future[Training]], plac
     wait_for_steps(found, 7)
     control(found, "scontrol", "requeuehold", found.job)
     place.cluster.wait_for(found.job, ["PENDING"], PATIENCE)
-    control(found, "scontrol", "update", f"JobId={found.job}", "NumNodes=1-1", "NumTasks=2")
+    control(found, "scontrol", "update", f"JobId={found.job}", "NumNodes=1", "NumTasks=2", "NumCPUs=2")
     control(found, "scontrol", "release", found.job)
     assert finish(found) == "COMPLETED", found.log
     attempts = found.attempts()
