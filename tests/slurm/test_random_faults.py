@@ -17,7 +17,7 @@ from fault_runs import HERE, Training, same_run
 from site_folder import Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(5400)]
-FAULTS = int(os.environ.get("MMLAB_FAULTS", "4"))
+FAULTS = int(os.environ.get("MMLAB_FAULTS", "2"))
 """So many in a row. Half an hour: `MMLAB_FAULTS=30 pytest -m slow -s tests/slurm/test_random_faults.py`"""
 PATIENCE = 600.0
 STEPS = 8
