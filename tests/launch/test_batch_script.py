@@ -54,7 +54,8 @@ class Node:
     def run(self, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": f"{self.bin}:{os.environ['PATH']}", "NOTED": str(self.folder / "noted"),
-            "SLURMD_NODENAME": "node1", "SLURM_ARRAY_TASK_ID": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURMD_NODENAME": "node1", "SLURM_ARRAY_TASK_ID": "4", "SLURM_NNODES": "2",
+            "SLURM_NTASKS_PER_NODE": "2",
         }  # fmt: skip
         return subprocess.run(
             ["bash"], input=text, env=environment | variables, capture_output=True, text=True, check=False
