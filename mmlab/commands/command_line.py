@@ -247,6 +247,8 @@ class CommandLine(LightningCLI):
         """Run a verb; one that is told to stop says how to go on, and has its job begun again."""
         try:
             super()._run_subcommand(subcommand)
+            if self.trainer.is_global_zero:
+                self.standing.finish("finished")
         except SIGTERMException:
             told = self.preemption.stopped
             assert told is not None
@@ -274,8 +276,6 @@ class CommandLine(LightningCLI):
                 self.model, self.datamodule, ckpt_path=best or None, verbose=False, weights_only=True
             )
             self._report(self.model.results)
-        if self.trainer.is_global_zero:
-            self.standing.finish("finished")
 
     def validate(self, **kwargs: Any) -> None:
         """Measure on the validation split."""

@@ -59,8 +59,8 @@ def newest_unfinished(folder: Path) -> Path | None:
     """The run of a name that was begun last, if it has checkpoints and has not come to its end."""
     for run in sorted(folder.glob("*"), key=lambda run: run.stat().st_mtime, reverse=True):
         status = read_status(run)
-        if status.state is not None:
-            return run if status.state != "finished" and (run / FOLDER).is_dir() else None
+        if status.state is not None and (run / FOLDER).is_dir():  # others have tested or predicted only
+            return run if status.state != "finished" else None
     return None
 
 

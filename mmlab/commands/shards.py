@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmlab.commands import shards_check, shards_info
 from mmlab.commands.action import ActionParser
-from mmlab.data.shards import ShardSet
+
+LOOKED_AT = 1_000
+"""Samples that `info` looks into."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +36,10 @@ def _add_index(actions: _Actions[ActionParser]) -> None:
     action.set_defaults(run=_index)
 
 
+# What follows imports numpy and decoders, for which no other verb is to wait.
 def _index(arguments: argparse.Namespace) -> int:
+    from mmlab.data.shards import ShardSet
+
     shards = ShardSet.find(arguments.paths)
     print(f"{len(shards)} shards, {int(shards.counts.sum())} samples, digest {shards.digest}")
     return 0
@@ -46,7 +50,7 @@ def _add_info(actions: _Actions[ActionParser]) -> None:
         "info",
         help="count samples, bytes and modalities; show some of them",
         description="Counts samples, bytes and modalities. Labels, picture sizes and sound lengths are those "
-        f"of {shards_info.LOOKED_AT} random samples, or of all where there are fewer.",
+        f"of {LOOKED_AT} random samples, or of all where there are fewer.",
     )
     action.add_argument("paths", nargs="+", metavar="PATHS")
     action.add_argument("--json", action="store_true", help="one line of JSON")
@@ -65,7 +69,7 @@ def _add_info(actions: _Actions[ActionParser]) -> None:
         metavar="FIELD",
         help="where labels are, such as json.class; default: the member cls, or json.label",
     )
-    action.set_defaults(run=shards_info.run)
+    action.set_defaults(run=_info)
 
 
 def _add_check(actions: _Actions[ActionParser]) -> None:
@@ -91,7 +95,7 @@ def _add_check(actions: _Actions[ActionParser]) -> None:
         "val-000000.tar",
     )
     action.add_argument("--fresh", action="store_true", help="read also what was checked before")
-    action.set_defaults(run=shards_check.run)
+    action.set_defaults(run=_check)
 
 
 def _add_order(actions: _Actions[ActionParser]) -> None:
@@ -119,6 +123,18 @@ def _add_order(actions: _Actions[ActionParser]) -> None:
         "--json", action="store_true", help='one line a step: {"step": 100, "ranks": [[key, ...], ...]}'
     )
     action.set_defaults(run=_order, words=[])
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from mmlab.commands import shards_info
+
+    return shards_info.run(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from mmlab.commands import shards_check
+
+    return shards_check.run(arguments)
 
 
 def _order(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from itertools import islice
 
+from mmlab.commands.shards import LOOKED_AT
 from mmlab.commands.shards_check import counted, plain
 from mmlab.data.card import make_card
 from mmlab.data.members import kind_of
@@ -14,8 +15,6 @@ from mmlab.data.shards import ShardSet
 from mmlab.data.sheet import check_sheet, write_sheet
 from mmlab.data.survey import Spread, Survey, survey
 
-LOOKED_AT = 1_000
-"""Random samples that are read."""
 _LABELS = 10
 """Labels listed for people."""
 

@@ -42,6 +42,8 @@ def test_the_newest_run_of_the_name_that_has_not_ended_goes_on(tmp_path: Path) -
         checkpoint(run, "last.ckpt", 3)
         write_status(run, Status(state))
         os.utime(run, (number, number))
+    (tmp_path / "name" / "only-tested").mkdir()
+    write_status(tmp_path / "name" / "only-tested", Status("finished"))
     assert find_run(tmp_path, "name", "auto").name == "run1"
     os.environ.pop(resume.SHARED_ID)
     assert find_run(tmp_path, "name", "never").name not in ("run0", "run1")
