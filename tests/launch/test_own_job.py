@@ -44,6 +44,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (RUNNING.format(end=later()), True, "requeued after SIGUSR1"),
         (None, False, "scontrol requeue 1001"),
     ],
+    ids=["preempted", "cancelled", "timeout", "running", "no answer"],
 )
 def test_a_job_is_requeued_once_and_not_against_somebodys_will(
     scontrol: Path, answer: str | None, asked: bool, said: str
