@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from mmlab.callbacks.spared import spared
+
 STEP = "step"
 
 
@@ -59,11 +61,12 @@ class History(Logger):
         row = plain(metrics)
         if step is not None:
             row[STEP] = step
-        if not set(row) <= set(self._columns):
-            self._rewrite([*self.rows_as_text(), row])
-            return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        with spared(self.path):
+            if not set(row) <= set(self._columns):
+                self._rewrite([*self.rows_as_text(), row])
+                return
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
 
     def go_on(self, step: int) -> list[Row]:
         """Forget what was logged after a checkpoint, in a run that goes on from it; on rank 0.

@@ -106,6 +106,7 @@ class NonFinite(Callback):
             raise ValueError(f"non_finite.limit is {limit}: it must be at least 1")
         self.policy = policy
         self.limit = limit
+        self._silenced: list[ModelCheckpoint] = []
         self.count = 0
         """Steps that were not finite and left out."""
         self._begin()
@@ -148,8 +149,11 @@ class NonFinite(Callback):
         self.count = int(state_dict["count"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
+        """Begin; after a roll-back checkpoints are saved again where something fails."""
         self._begin()
+        for callback in self._silenced:
+            callback.save_on_exception = True
+        self._silenced.clear()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -239,8 +243,9 @@ class NonFinite(Callback):
         known = isinstance(exception, NonFiniteError | RollBack)
         if known or (trainer.world_size == 1 and self.policy != "skip" and self._bad() is not None):
             for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, ModelCheckpoint):
+                if isinstance(callback, ModelCheckpoint) and callback.save_on_exception:
                     callback.save_on_exception = False
+                    self._silenced.append(callback)
 
     def _look(self, trainer: L.Trainer) -> None:
         """Look at the losses of all ranks since the last time; every rank calls it after the same update."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmlab import collectives
 from mmlab.callbacks.checkpoints import Checkpoints, files_of
+from mmlab.callbacks.non_finite import NonFiniteError, RollBack
 from mmlab.launch.notice import Notice, Told
 from mmlab.launch.own_job import OwnJob, kill_wait
 from mmlab.parallel.checkpoint_files import CheckpointFiles
@@ -57,6 +58,7 @@ class Preemption(Callback):
         self.stopped: Told | None = None
         """The signal at which the run stopped; on every rank, whoever got it."""
         self._metrics: dict[str, Tensor] = {}
+        self._kill_wait = 30.0
         self._reset()
 
     def _reset(self) -> None:
@@ -69,6 +71,8 @@ class Preemption(Callback):
         # Handlers are registered after this, and looked up here; one that was there before is called, too.
         trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[assignment, method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+        if stage == "fit" and trainer.is_global_zero and OwnJob.find() is not None:
+            self._kill_wait = kill_wait()  # asked now: when the time has come, Slurm may be busy
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.notice.note(signum, frame)
@@ -127,6 +131,20 @@ class Preemption(Callback):
         """Ask, if it is time."""
         self._ask_in_evaluation(trainer)
 
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Ask, if it is time; Lightning's loop does not look whether it is to stop."""
+        self._count(trainer)
+        if self._stop:
+            raise SIGTERMException
+
     def _ask_in_evaluation(self, trainer: L.Trainer) -> None:
         self._count(trainer)
         if self._stop:
@@ -153,9 +171,10 @@ class Preemption(Callback):
         often = 1 if collectives.world_size() == 1 else self.every_n_steps  # it costs one process nothing
         self._interval = max(1, min(often, int(SECONDS / max(notes.seconds, 1e-9))))
         self._save = self._save or notes.due > 0
-        if notes.signal > 0 and self.stopped is None:
+        if notes.signal > 0:
+            # A signal may be heard at the end of a stage, too late to stop it: then the next one stops.
             self._stop = True
-            self.stopped = Told(signal.Signals(int(notes.signal)), -notes.earliest)
+            self.stopped = self.stopped or Told(signal.Signals(int(notes.signal)), -notes.earliest)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember that nothing is left to do in this epoch."""
@@ -216,7 +235,10 @@ class Preemption(Callback):
         for callback in _keepers(trainer):
             callback.save_on_exception = False
             if plan == "all":
-                callback.save_now(trainer, again=True)
+                try:
+                    callback.save_now(trainer, again=True)
+                except (NonFiniteError, RollBack) as bad:
+                    rank_zero_info(f"no checkpoint is saved here: {bad}; the run goes on from the last one")
             elif plan == "weights" and callback.dirpath is not None:
                 _save_weights(trainer, Path(callback.dirpath))
             else:
@@ -229,7 +251,7 @@ class Preemption(Callback):
         job, last = OwnJob.find(), None if files is None else files.last_save
         if job is None or last is None or self.stopped is None:
             return "all"
-        left = job.seconds_left(self.stopped, kill_wait=kill_wait())
+        left = job.seconds_left(self.stopped, kill_wait=self._kill_wait)
         if left >= last.seconds:
             return "all"
         return "weights" if left >= last.seconds * last.weights / last.size else "nothing"
@@ -266,6 +288,9 @@ def _save_weights(trainer: L.Trainer, folder: Path) -> None:
         task.on_save_checkpoint(kept)
         path = folder / f"stopped-step{trainer.global_step}.safetensors"
         write_weights(path, Weights(kept["state_dict"], **kept["adaptation"]))
+        for older in folder.glob("stopped-step*.safetensors"):
+            if older != path:
+                older.unlink()
         rank_zero_info(
             f"no time is left for a whole checkpoint: {path} has the weights; the run goes on from the last"
         )

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mmlab.callbacks.history import Row, plain
+from mmlab.callbacks.spared import spared
+from mmlab.runs.directory import put_text
 
 _FOLDER = "wandb"
 
@@ -88,21 +90,23 @@ class RunLogger(WandbLogger):
         ready = [row for row in self._waiting if before is None or row.step < before]
         if not ready:
             return
-        self._waiting = self._waiting[len(ready) :]
+        self._waiting = [row for row in self._waiting if before is not None and row.step >= before]
         for row in ready:
             # A number of its own for each row: several are logged at one step, and one that is not above
             # the last would be dropped.
             self.experiment.log(row.metrics | {"trainer/global_step": row.step}, step=self._sent)
             self._sent += 1
-        (self._folder / "sent").write_text(str(self._sent), encoding="utf-8")
+        with spared(self._folder):
+            put_text(self._folder / "sent", str(self._sent))
 
     def _remember_identity(self) -> None:
         """Keep the id before anything is logged under it."""
         if self._identified:
             return
         self._identified = True
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "id").write_text(str(self.experiment.id), encoding="utf-8")
+        with spared(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            put_text(self._folder / "id", str(self.experiment.id))
 
     @rank_zero_only
     def preempted(self) -> None:

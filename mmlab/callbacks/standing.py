@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.callbacks.non_finite import RollBack
 from mmlab.callbacks.run_logger import RunLogger
+from mmlab.callbacks.spared import spared
 from mmlab.callbacks.watchdog import Watchdog
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
@@ -27,7 +28,7 @@ from mmlab.runs.status import State, Status, write_status
 
 EVERY = 5.0
 """Seconds from one note to the next."""
-HOPELESS = (ValueError, OSError)
+HOPELESS = (ValueError, FileNotFoundError, PermissionError)
 """What the command line reports as bad input: another attempt would meet it again."""
 
 
@@ -65,8 +66,16 @@ class Standing(Callback):
                 callback.on_hang = self.hung
         if trainer.is_global_zero:
             clear_failure(self.directory)
+            self._forget(trainer.world_size)
             self.directory.mkdir(parents=True, exist_ok=True)
             self._write(trainer, "running")
+
+    def _forget(self, ranks: int) -> None:
+        """Remove what an attempt before has left, and what all ranks have read by now."""
+        for path in (self.directory / "ranks").glob("*"):
+            number = path.stem.removeprefix("rank")
+            if path.name.startswith("start-") or (number.isdecimal() and int(number) >= ranks):
+                path.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -98,6 +107,18 @@ class Standing(Callback):
         if trainer.is_global_zero and time.monotonic() - self._said >= EVERY:
             self._write(trainer, "running")
 
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write, if it is time."""
+        self._tell(trainer)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write where training ended."""
         if trainer.is_global_zero:
@@ -120,7 +141,7 @@ class Standing(Callback):
             reason="told to stop" if stopped else _in_words(exception),
         )
         for logger in _run_loggers(trainer) if stopped else []:
-            logger.send(self.status.saved_step)
+            logger.send(self.status.saved_step or 0)
             logger.preempted()
 
     def _note_failure(self, trainer: L.Trainer, exception: BaseException) -> None:
@@ -135,7 +156,8 @@ class Standing(Callback):
             follows=isinstance(exception, dist.DistError) or any(word in str(exception) for word in LOST),
             hopeless=isinstance(exception, (*HOPELESS, KeyboardInterrupt)),
         )
-        note_failure(self.directory, failure)
+        with spared(self.directory):
+            note_failure(self.directory, failure)
         past = past_failures(self.directory)
         if failure.hopeless or (past and failure.like(past[-1])):
             for logger in _run_loggers(trainer):
@@ -170,7 +192,8 @@ class Standing(Callback):
             rate = trainer.callback_metrics.get("train/samples_per_second")
             changes["samples_per_second"] = None if rate is None else float(rate)
         self.status = self.status._replace(**(changes | self._saved(trainer)))
-        write_status(self.directory, self.status)
+        with spared(self.directory):
+            write_status(self.directory, self.status)
         if self.status.saved_step is not None:
             for logger in _run_loggers(trainer):
                 logger.send(self.status.saved_step)

@@ -26,6 +26,8 @@ FOLDER = "hangs"
 """Of the run directory."""
 GRACE = 5.0
 """Seconds in which the other ranks write their reports before the first ends."""
+LAST = 60.0
+"""Seconds after which a rank ends whose report is not written."""
 _TICK = 1.0
 _DEBUGGERS = ("pdb.py", "bdb.py")
 
@@ -119,6 +121,12 @@ class _Watch:
 
     def run(self) -> None:
         """Watch until told to stop."""
+        try:
+            self._watch()
+        except OSError as error:
+            print(f"mmlab: the watchdog of rank {self.rank} sees no more: {error}", file=sys.stderr)
+
+    def _watch(self) -> None:
         quiet, signs, said = 0.0, -1, -1
         while not self.stop.wait(self.tick):
             self._look_for_parent()
@@ -137,7 +145,11 @@ class _Watch:
             self._bark(quiet)
 
     def _bark(self, quiet: float) -> None:
-        """Report, and end the run."""
+        """Report, and end the run; also where the file system of the report is what hangs."""
+        if self.abort:
+            last = threading.Timer(LAST, _leave, [HUNG])
+            last.daemon = True
+            last.start()
         waits = waits_in(main_calls())
         path = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-rank{self.rank}.txt"
         where = self.where

@@ -38,7 +38,7 @@ from mmlab.launch.notice import Notice
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.parallel.execution import Execution
-from mmlab.parallel.srun import Srun, tasks
+from mmlab.parallel.srun import launcher, tasks
 from mmlab.parallel.stored import open_checkpoint
 from mmlab.parallel.strategies import DistributedDataParallel
 from mmlab.runs.checkpoint import load_weights, read_weights
@@ -106,6 +106,11 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
         self.resume: Resume = default_resume() if config.resume is None else config.resume
+        if self.resume == "auto" and config.checkpoint.save_weights_only:
+            raise ValueError(
+                "checkpoint.save_weights_only=true: a run cannot go on from weights alone: set it to false, "
+                "or --resume never"
+            )
         self.directory = find_run(Path(config.runs), config.name, self.resume)
         if (spread := tasks()) is not None and (config.trainer.num_nodes, config.trainer.devices) == (
             1,
@@ -140,8 +145,8 @@ class CommandLine(LightningCLI):
         self.model.execution = config.execution
         given = config.trainer.callbacks or []
         callbacks = [*(given if isinstance(given, list) else [given]), *self._callbacks()]
-        if tasks() is not None:
-            kwargs["plugins"] = [*(config.trainer.plugins or []), Srun()]
+        if (environment := launcher()) is not None:
+            kwargs["plugins"] = [*(config.trainer.plugins or []), environment]
         trainer = super().instantiate_trainer(callbacks=[*callbacks], **kwargs)
         if config.trainer.strategy == "auto" and trainer.world_size > 1:
             strategy: Strategy = DistributedDataParallel()
@@ -198,14 +203,17 @@ class CommandLine(LightningCLI):
     def _go_on(self) -> None:
         """Where this run has been begun before, go on from its newest good checkpoint."""
         config = self.config[self.subcommand]
-        if self.resume == "never" or config.ckpt_path is not None:
+        if self.resume == "never":
             return
         if read_status(self.directory).state == "finished":
             self._show(f"{self.directory} has come to its end before: nothing is left to do")
             raise SystemExit(0)
         start = find_start(self.directory)
         if start is None:
+            if self.trainer.is_global_zero:
+                continue_logs(self.trainer.loggers, 0)  # of an attempt that saved nothing
             return
+        # Also where a checkpoint is named: that was the beginning.
         config.ckpt_path = self.config_init[self.subcommand].ckpt_path = str(start)
         step = int(open_checkpoint(start).rest["global_step"])
         self._show(f"goes on from {start}, step {step}")
@@ -236,18 +244,13 @@ class CommandLine(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
-        try:
-            rolled_back.fit(self.trainer, kwargs | {"weights_only": True})
-        except SystemExit as stop:
-            if isinstance(stop, SIGTERMException) or not self.trainer.interrupted:
-                raise
-            raise KeyboardInterrupt(self._how_to_go_on()) from None
+        rolled_back.fit(self.trainer, kwargs | {"weights_only": True})
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a verb; one that is told to stop says how to go on, and has its job begun again."""
         try:
             super()._run_subcommand(subcommand)
-            if self.trainer.is_global_zero:
+            if self.trainer.is_global_zero and subcommand == "fit":
                 self.standing.finish("finished")
         except SIGTERMException:
             told = self.preemption.stopped
@@ -260,6 +263,10 @@ class CommandLine(LightningCLI):
             if job is not None and self.resume == "auto":
                 self._show(job.requeue(f"after {told.name}"))
             raise SystemExit(TERMINATED) from None
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._how_to_go_on()) from None
 
     def _how_to_go_on(self) -> str:
         last = Path(self.config[self.subcommand].checkpoint.dirpath) / "last.ckpt"

@@ -41,8 +41,10 @@ def find_run(runs: Path, name: str, resume: Resume) -> Path:
     Raises:
         ValueError: The run that would go on is under way elsewhere.
     """
-    if resume == "auto" and SHARED_ID not in os.environ and launched_id() is None:
-        unfinished = newest_unfinished(runs / name)
+    if resume == "auto" and SHARED_ID not in os.environ:
+        launched = launched_id()
+        fresh = launched is None or (OwnJob.find() is None and not (runs / name / launched).exists())
+        unfinished = newest_unfinished(runs / name) if fresh else None
         if unfinished is not None:
             os.environ[SHARED_ID] = unfinished.name
     directory = run_directory(runs, name)
@@ -68,8 +70,8 @@ def _runs_elsewhere(status: Status) -> bool:
     own = OwnJob.find()
     same_job = own is not None and status.job == own.id
     host, _, number = (status.process or "").rpartition(":")
-    if host == socket.gethostname() and not Path("/proc", number).exists() and Path("/proc/self").exists():
-        return False  # killed, so it could not say that it has ended
+    if host == socket.gethostname() and Path("/proc/self").exists():
+        return status.state == "running" and not same_job and Path("/proc", number).exists()
     recent = status.updated is not None and time.time() - status.updated < ALIVE
     return status.state == "running" and not same_job and recent
 
@@ -104,7 +106,7 @@ def find_start(directory: Path) -> Path | None:
 def _choose(directory: Path) -> str:
     folder = directory / FOLDER
     good = newest_good(folder)
-    if good is None and any(folder.glob("*.ckpt*")):
+    if good is None and any(folder.glob("[!.]*.ckpt*")):
         raise ValueError(
             f"no checkpoint in {folder} is whole: remove the folder, or set --resume never, to begin anew"
         )
@@ -134,7 +136,7 @@ def continue_logs(loggers: Sequence[Logger], step: int) -> None:
     """
     for history in loggers:
         if isinstance(history, History):
-            rows = history.go_on(step)
+            rows = sorted(history.go_on(step), key=lambda row: row.step)
             for logger in loggers:
                 if isinstance(logger, RunLogger):
                     logger.go_on(rows)

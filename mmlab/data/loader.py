@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -13,6 +15,7 @@ from mmlab.data.stream import Stream
 from mmlab.data.text import TOKENIZERS, TextReader
 from mmlab.data.windows import Window, stream_step
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 _AHEAD = 64
 """Steps of a worker that remote shards are fetched ahead."""
 
@@ -120,6 +123,12 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers; iterating starts them again."""
+        workers = getattr(self._iterator, "_workers", [])
+        if workers:
+            self._iterator._shutdown_workers()  # type: ignore[union-attr]
+        for worker in workers:
+            if worker.is_alive():  # it hangs, and hears no SIGTERM
+                worker.kill()
         self._iterator = None
         self._loader = None
 
@@ -141,4 +150,11 @@ def _context(stream: Stream) -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     tokenizes = any(isinstance(reader, TextReader) for reader in stream.readers)
     context.set_forkserver_preload([__name__, *([TOKENIZERS] if tokenizes else [])])
+    # Signals that tell a run to stop may come to the whole process group, and the last steps need workers:
+    # they hear none of them, for what is blocked here is blocked in the server and in what it forks.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

@@ -29,18 +29,23 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     Returns:
         The exit status of the job.
     """
-    before = read_status(run)
-    if status == 0 or before.state == "preempted":
+    before, job = read_status(run), OwnJob.find()
+    own = job is None or (before.job, before.restarts) == (job.id, job.restarts)  # else of an attempt before
+    if status == 0:
         clear_failure(run)
         return status
-    failure = _failure(run, status)
+    if own and before.state == "preempted":
+        clear_failure(run)
+        if job is not None:
+            _say(job.requeue("after it was told to stop"))  # it has done so, unless Slurm did not answer
+        return status
+    failure = _failure(run, status, own=own)
     clear_failure(run)
     past = past_failures(run)
     keep_failure(run, failure)
     verdict = _verdict(failure, past, status=status, requeues=requeues)
     write_status(run, before._replace(state="failed", reason=verdict or failure.what))
     _say(f"{run}: {failure.what}, at step {failure.step}")
-    job = OwnJob.find()
     if verdict is not None or job is None:
         _say(verdict or "no Slurm job: not begun again")
         return status
@@ -48,22 +53,29 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     return status
 
 
-def _failure(run: Path, status: int) -> Failure:
-    """What happened: as a rank has noted it, else from where the ranks were when they were killed."""
+def _failure(run: Path, status: int, *, own: bool) -> Failure:
+    """What happened: as a rank has noted it, else from where the ranks were when they were killed.
+
+    Args:
+        run: The run directory.
+        status: Exit status of `srun`.
+        own: Whether this attempt came as far as to note where its ranks are.
+    """
     noted = noted_failure(run)
     if noted is not None and not (noted.follows and status > 128):
         return noted
-    pages = read_pages(run)
+    pages = read_pages(run) if own else []
     what = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
     if not pages:
-        return Failure(f"{what}, before it began", step=0, time=time.time())
+        hopeless = status in (BAD_INPUT, INTERRUPTED)
+        return Failure(f"{what}, before it began", step=0, hopeless=hopeless, time=time.time())
     furthest = max(pages, key=lambda page: page.step)
     return Failure(what, furthest.step, furthest.listing(), furthest.rank, time=time.time())
 
 
 def _verdict(failure: Failure, past: list[Failure], *, status: int, requeues: int) -> str | None:
     """Why the job is not begun again; None: it is."""
-    if failure.hopeless or status in (BAD_INPUT, INTERRUPTED):
+    if failure.hopeless or status == INTERRUPTED:
         return "not begun again: it would be no better"
     if past and failure.like(past[-1]):
         samples = f"; its samples: {failure.samples}" if failure.samples else ""

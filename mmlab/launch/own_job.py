@@ -46,9 +46,9 @@ class OwnJob(NamedTuple):
         name = f"{array}_{task}" if array is not None and task is not None else job
         return cls(name, int(environment.get("SLURM_RESTART_COUNT", "0")))
 
-    def standing(self) -> Standing | None:
-        """How the job stands; None where Slurm does not answer."""
-        found = ask("scontrol", "show", "job", "-o", self.id)
+    def standing(self, *, patience: float = SECONDS) -> Standing | None:
+        """How the job stands; None where Slurm does not answer within so many seconds."""
+        found = ask("scontrol", "show", "job", "-o", self.id, patience=patience)
         return None if found.returncode != 0 else read_standing(found.stdout)
 
     def requeue(self, why: str) -> str:
@@ -78,7 +78,7 @@ class OwnJob(NamedTuple):
             told: The signal, from which on Slurm counts where it says nothing else.
             kill_wait: Seconds from SIGTERM to SIGKILL, see :func:`kill_wait`.
         """
-        now, standing = time.time(), self.standing()
+        now, standing = time.time(), self.standing(patience=1.0)  # it is time that is asked for
         ends = None if standing is None else standing.ends
         if told.signal == AHEAD and standing is not None and standing.state == "RUNNING":
             return float("inf") if ends is None else ends - now
@@ -105,12 +105,12 @@ def read_standing(line: str) -> Standing:
     return Standing(field("JobState"), field("Reason"), int(field("Restarts") or 0), ends)
 
 
-def ask(*words: str) -> subprocess.CompletedProcess[str]:
+def ask(*words: str, patience: float = SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a command of Slurm; one that is missing or does not answer has failed."""
     try:
         # A signal that ends the job must not end the question.
         return subprocess.run(
-            words, capture_output=True, text=True, timeout=SECONDS, check=False, start_new_session=True
+            words, capture_output=True, text=True, timeout=patience, check=False, start_new_session=True
         )
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, returncode=signal.SIGALRM, stdout="", stderr=str(error))

@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 
 class Tasks(NamedTuple):
@@ -67,3 +70,15 @@ class Srun(SLURMEnvironment):
     @staticmethod
     def _validate_srun_variables() -> None:
         """See :func:`tasks`."""
+
+
+def launcher() -> ClusterEnvironment | None:
+    """Who has started the ranks, where Lightning would take Slurm for it by the mere look of the job.
+
+    One task with several GPUs is no rank of Slurm's: Lightning is to start the others.
+    """
+    if tasks() is not None:
+        return Srun()
+    if "SLURM_NTASKS" not in os.environ:
+        return None
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

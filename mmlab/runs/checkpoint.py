@@ -16,7 +16,7 @@ import lightning as L
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmlab.parallel.digests import PART, remove, rename
+from mmlab.parallel.digests import PART, remove, rename, unfinished
 from mmlab.parallel.stored import HEADER, REST, UNREADABLE, WEIGHTS, damage, finish_rename, open_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -118,12 +118,13 @@ def newest_good(folder: Path, *, tidy: bool = True) -> Path | None:
     return good
 
 
-def whole_checkpoint(path: Path, *, go_on: bool) -> Path:
+def whole_checkpoint(path: Path, *, go_on: bool, aside: bool = True) -> Path:
     """A checkpoint that a user named, or the newest good one beside it where that one is damaged.
 
     Args:
         path: It exists.
         go_on: Training goes on with it: what is damaged may be set aside. Else a damaged one is an error.
+        aside: False for a rank that leaves this to another one, which may have done it already.
 
     Raises:
         ValueError: It is damaged, or none, and no other may stand for it.
@@ -135,7 +136,8 @@ def whole_checkpoint(path: Path, *, go_on: bool) -> Path:
     if good is None or not go_on or path.suffix != ".ckpt":
         other = "" if good is None else f"; the newest good one beside it is {good}"
         raise ValueError(f"checkpoint {path}: {reason}{other}")
-    _set_aside(path, reason, good)
+    if aside:
+        _set_aside(path, reason, good)
     return good
 
 
@@ -195,7 +197,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     }
     # What shares memory with another tensor is refused.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in weights.state.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = unfinished(path)
     save_file(state, temporary, metadata={"format": "pt", HEADER: json.dumps(rest)})
     temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)

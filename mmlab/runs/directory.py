@@ -62,7 +62,8 @@ def attempt_id() -> str | None:
     if job is not None and step is not None and os.environ.get("SLURM_NTASKS", "1") != "1":
         return f"{job}-{step}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     launch = launched_id()
-    return None if launch is None else f"{launch}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    counts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    return None if launch is None else "-".join([launch, *counts])
 
 
 def run_directory(root: Path, name: str) -> Path:
@@ -102,12 +103,20 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a JSON file as :func:`put_text` does."""
     # JSON has no NaN: what could not be measured is null.
     finite = {key: None if value != value else value for key, value in content.items()}
-    temporary.write_text(json.dumps(finite, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    put_text(path, json.dumps(finite, indent=1, allow_nan=False) + "\n")
+
+
+def put_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _frozen_commit(file: Path) -> str | None:

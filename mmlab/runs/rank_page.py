@@ -70,8 +70,11 @@ class RankPage:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(file, SIZE)
+            # Reserved now: on a full disk a store into a map that has no room yet would kill the process.
+            os.posix_fallocate(file, 0, SIZE)
             self._page = mmap.mmap(file, SIZE)
+        except OSError:
+            self._page = mmap.mmap(-1, SIZE)  # without the file, which others will miss
         finally:
             os.close(file)
         newest = _newest(self._page[:])

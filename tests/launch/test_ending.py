@@ -40,16 +40,29 @@ def test_a_run_that_is_through_or_was_told_to_stop_is_left_alone(
 ) -> None:
     write_status(tmp_path, Status("finished"))
     assert ended(tmp_path, 0, requeues=3) == 0
-    write_status(tmp_path, Status("preempted"))
-    assert ended(tmp_path, 143, requeues=3) == 143
     assert requeued == []
+    # The run has requeued its job, unless Slurm did not answer: it still runs here, so it had not.
+    write_status(tmp_path, Status("preempted", job="1001", restarts=0))
+    assert ended(tmp_path, 143, requeues=3) == 143
+    assert requeued == [REQUEUE]
     assert past_failures(tmp_path) == []
+
+
+def test_what_an_attempt_before_has_said_does_not_count(
+    tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job was preempted, and now fails before it says anything."""
+    RankPage(tmp_path, 0).note(step=500, phase="train", keys=["a"])
+    write_status(tmp_path, Status("preempted", job="1001", restarts=3))
+    assert ended(tmp_path, 1, requeues=3) == 1
+    assert requeued == [REQUEUE]
+    assert "ended with status 1, before it began, at step 0" in capsys.readouterr().err
 
 
 def test_a_killed_run_begins_again_as_often_as_is_allowed(
     tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_status(tmp_path, Status("running", step=3))
+    write_status(tmp_path, Status("running", step=3, job="1001", restarts=0))
     page = RankPage(tmp_path, 1)
     for attempt in range(3):
         page.note(step=10 + attempt, phase="train", keys=["a", "b"])
@@ -85,6 +98,7 @@ def test_a_rank_that_lost_another_does_not_hide_why(
     tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     RankPage(tmp_path, 1).note(step=9, phase="train", keys=["a"])
+    write_status(tmp_path, Status("running", job="1001", restarts=0))
     note_failure(tmp_path, Failure("RuntimeError: Connection reset", 9, follows=True))
     ended(tmp_path, 137, requeues=3)
     assert "killed by signal 9, at step 9" in capsys.readouterr().err

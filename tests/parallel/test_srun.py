@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from mmlab.parallel.srun import Srun, Tasks, tasks
+from mmlab.parallel.srun import Srun, Tasks, launcher, tasks
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "bash"}
 
@@ -26,6 +28,30 @@ def test_a_program_without_srun_is_one_process() -> None:
     assert tasks(batch) is None
     assert tasks(STEP | {"SLURM_NTASKS": "1"}) is None
     assert tasks({}) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({}, "NoneType"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, "LightningEnvironment"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, "LightningEnvironment"),
+        (STEP | {"SLURM_NTASKS": "4"}, "Srun"),
+        ({"SLURM_NTASKS": "1", "TORCHELASTIC_RUN_ID": "a"}, "TorchElasticEnvironment"),
+    ],
+)
+def test_one_task_with_several_devices_is_no_rank_of_slurms(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], kind: str
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    for name, value in (variables | {"GROUP_RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    if "TORCHELASTIC_RUN_ID" in variables:
+        for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "1")
+    assert type(launcher()).__name__ == kind
 
 
 def test_nodes_with_different_numbers_of_tasks_are_refused() -> None:

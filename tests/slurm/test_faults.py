@@ -150,7 +150,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
 
 def test_a_partition_that_preempts(trainings: dict[str, Future[Training]], place: Site) -> None:
     whole = trainings["undisturbed"].result()
-    found = Training(place, "preempted", "--partition", "low")
+    found = Training(place, "preempted", "--partition", "low", "--data.loading.num_workers", "1")
     wait_for_steps(found, 7)
     high = place.cluster.run(
         ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null",
