@@ -19,7 +19,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What Slurm was asked to do; it says that the job runs."""
     asked: list[tuple[str, ...]] = []
 
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    def ask(*words: str, patience: float = 10.0) -> subprocess.CompletedProcess[str]:
         if words[1] == "show":
             return subprocess.CompletedProcess(words, 0, "JobState=RUNNING Reason=None Restarts=0", "")
         asked.append(words)
