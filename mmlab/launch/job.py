@@ -219,7 +219,7 @@ def _training(spec: JobSpec) -> str:
         "trap : TERM USR1\n"
         "status=0\n"
         f"{command} \\\n    || status=$?\n\n"
-        "# Queues the job again after a hang, a kill or an error, but not after bad input, the same twice, or\n"
+        "# Queues the job again after a hang, a kill or an error, not after bad input, the same twice, or\n"
         "# too often.\n"
         f"{ended}\n"
         'exit "$status"\n'
