@@ -42,7 +42,8 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     run.add_argument(
         "--requeues", type=int, metavar="M",
-        help="times that a run which hung or was killed is queued again (default 3)",
+        help="failures (hangs, kills, errors) after which a run is queued again (default 3); never after the "
+        "same failure at the same step twice",
     )  # fmt: skip
 
 

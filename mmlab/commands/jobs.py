@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mmlab.assets.cache import cache_dir
@@ -16,6 +17,7 @@ from mmlab.launch.duration import duration_text
 from mmlab.launch.ending import ended
 from mmlab.launch.listing import Listed, chosen, list_jobs
 from mmlab.launch.log import follow, of_rank
+from mmlab.launch.queueing import queue_script
 from mmlab.launch.submissions import Submission, note_submission, read_submissions
 
 _COLUMNS = ("id", "name", "state", "step", "samples/s", "ETA", "saved", "restarts", "run directory")
@@ -43,7 +45,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     requeue = actions.add_parser(
         "requeue",
         help="queue jobs again, in their run directories",
-        description="A job that runs is stopped first. One that Slurm has forgotten is submitted again.",
+        description="A job that runs is stopped first. One that Slurm has forgotten is submitted again. "
+        "Refused is what has finished, and a run that another job trains.",
     )
     requeue.add_argument("ids", nargs="+", metavar="ID")
     requeue.set_defaults(run=_requeue)
@@ -53,8 +56,17 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     over.set_defaults(run=_ended)
 
 
-def _jobs(*, everything: bool) -> list[Listed]:
+def _jobs(*, everything: bool, only: Collection[str] = ()) -> list[Listed]:
+    """What is known of my jobs.
+
+    Args:
+        everything: Also of what ended long ago.
+        only: Where given, of forgotten jobs only these, or those of these arrays.
+    """
     submissions = read_submissions(cache_dir() / SUBMISSIONS)
+    if only:
+        wanted = {identity.partition("_")[0] for identity in only}
+        submissions = [one for one in submissions if one.job in wanted]
     return list_jobs(slurm.queue(), submissions, now=time.time(), everything=everything)
 
 
@@ -105,7 +117,7 @@ def _record(job: Listed) -> dict[str, object]:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    job = chosen(_jobs(everything=True), arguments.id)[0]
+    job = chosen(_jobs(everything=True, only=[arguments.id]), arguments.id)[0]
     print(f"{job.log}:", file=sys.stderr)
     if not arguments.follow and not job.log.exists():
         waits = f" ({job.reason})" if job.reason is not None else ""
@@ -113,7 +125,8 @@ def _logs(arguments: argparse.Namespace) -> int:
         return 0
 
     def going_on() -> bool:
-        return arguments.follow and any(one.id == job.id and one.active for one in _jobs(everything=True))
+        jobs = _jobs(everything=True, only=[job.id]) if arguments.follow else []
+        return any(one.id == job.id and one.active for one in jobs)
 
     for line in follow(job.log, going_on):
         said = of_rank(line, arguments.rank)
@@ -123,7 +136,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    jobs = _jobs(everything=True)
+    jobs = _jobs(everything=True, only=arguments.ids)
     for identity in arguments.ids:
         if not any(job.active for job in chosen(jobs, identity)):
             print(f"job {identity} has ended already")
@@ -135,33 +148,75 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 def _requeue(arguments: argparse.Namespace) -> int:
     jobs = _jobs(everything=True)
-    for identity in arguments.ids:
-        for job in chosen(jobs, identity):
-            if job.state == "PENDING":
-                print(f"job {job.id} waits already")
-            elif job.state.isupper():  # Slurm still knows it
-                slurm.call("scontrol", "requeue", job.id)
-                print(f"job {job.id} is queued again")
-            else:
-                print(f"job {job.id} is queued again as {_submit_again(job)}")
-    return 0
+    wanted = {job.id: job for identity in arguments.ids for job in chosen(jobs, identity)}
+    active = {job.run: job.id for job in jobs if job.active}
+    again: dict[Path, list[Listed]] = {}
+    refused = 0
+    for job in wanted.values():
+        why = _refusal(job, active)
+        if why is not None:
+            print(f"mmlab: job {job.id} is not queued again: {why}", file=sys.stderr)
+            refused += 1
+            continue
+        active[job.run] = job.id
+        if job.state == "PENDING":
+            print(f"job {job.id} waits already")
+        elif job.state.isupper():  # Slurm still knows it
+            slurm.call("scontrol", "requeue", job.id)
+            print(f"job {job.id} is queued again", flush=True)
+        else:
+            again.setdefault(_script(job), []).append(job)
+    for script, forgotten in again.items():
+        _submit_again(script, forgotten, {job.id.partition("_")[0] for job in jobs if job.state.isupper()})
+    return 2 if refused == len(wanted) else 0
 
 
-def _submit_again(job: Listed) -> str:
-    """Submit the script of a job that Slurm has forgotten; the new id.
+def _refusal(job: Listed, active: Mapping[Path, str]) -> str | None:
+    """Why a job must not run again; None: it may."""
+    other = active.get(job.run, job.id)
+    if other != job.id:
+        return f"job {other} trains in {job.run}: two would spoil each other's run"
+    if job.status.state == "finished" and not job.active:
+        return f"{job.run} is finished; to train once more, submit it anew"
+    return None
+
+
+def _script(job: Listed) -> Path:
+    """The script of a job that Slurm has forgotten.
 
     Raises:
-        ValueError: There is no script: the job was not made by `mmlab submit`, or its folder is gone.
+        ValueError: There is none: the job was not made by `mmlab submit`, or its folder is gone.
     """
-    script = job.log.parent / "job.sh"
+    script = job.base / "job.sh"
     if not script.exists():
         raise ValueError(f"job {job.id}: there is no {script} to submit again")
-    task = job.id.partition("_")[2]
-    options = [f"--array={task}"] if task else []
-    identity = slurm.submit(script, *options)
-    submission = Submission(identity, job.name, str(script.parent), task or None, time.time())
-    note_submission(cache_dir() / SUBMISSIONS, submission)
-    return f"{identity}_{task}" if task else identity
+    return script
+
+
+def _submit_again(script: Path, forgotten: list[Listed], before: set[str]) -> None:
+    """Submit jobs of one script that Slurm has forgotten: tasks of an array together, no more at once.
+
+    Args:
+        script: The batch script.
+        forgotten: One job, or tasks of one array.
+        before: Ids that Slurm knows already.
+    """
+    first = forgotten[0]
+    tasks = sorted(int(job.id.partition("_")[2]) for job in forgotten if "_" in job.id)
+    array = ",".join(map(str, tasks)) or None
+    limit = (first.array or "").partition("%")[2]
+    if array is not None and limit:
+        array += f"%{limit}"
+    options = [] if array is None else [f"--array={array}"]
+    identity = queue_script(script, *options, run=script.parent, before=before)
+    for job in forgotten:
+        task = job.id.partition("_")[2]
+        print(f"job {job.id} is queued again as {identity}{f'_{task}' if task else ''}", flush=True)
+    submission = Submission(identity, first.name, str(script.parent), array, time.time())
+    try:
+        note_submission(cache_dir() / SUBMISSIONS, submission)
+    except OSError as error:
+        print(f"mmlab: job {identity} is not on the list of my jobs: {error}", file=sys.stderr)
 
 
 def _ended(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from mmlab.launch.admission import check_cluster, check_job
 from mmlab.launch.array import array_tasks
 from mmlab.launch.freeze import Checkout, copy_configs, freeze_code
 from mmlab.launch.job import JobSpec, batch_script
+from mmlab.launch.queueing import queue_script
 from mmlab.launch.submissions import Submission, note_submission
 from mmlab.runs.directory import write_json
 from mmlab.runs.status import newest_status
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, freeze, queue; returns the exit status.
 
     Raises:
-        ValueError: The job could not work, or Slurm refuses it; nothing is left behind.
+        ValueError: The job could not work, or Slurm refuses it; nothing is left behind, except
+            where it cannot be told whether the job waits.
     """
     began = time.monotonic()
     spec = job_asked(arguments, arguments.words)
@@ -70,8 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
             "prints the batch script, `mmlab fit` trains here"
         )
     check_cluster(spec, slurm.partitions())
-    job = _queue(spec)
-    print(f"job {job}: {spec.name}, {_size(spec)}")
+    script, record = _freeze(spec)
+    try:
+        job = queue_script(script, run=spec.run, directory=spec.directory)
+    except slurm.SlurmError:
+        shutil.rmtree(spec.run)
+        raise
+    # First of all: what follows may fail, and the job is in the queue.
+    print(f"job {job}: {spec.name}, {_size(spec)}", flush=True)
+    _note(spec, job, record)
     print(f"run directory: {spec.run}{'-TASK' if spec.array is not None else ''}")
     print(f"log: mmlab jobs logs {job}{'_TASK' if spec.array is not None else ''} -f")
     print(f"submitted in {time.monotonic() - began:.1f} s")
@@ -91,8 +100,20 @@ def _show(spec: JobSpec) -> int:
     return 0
 
 
-def _queue(spec: JobSpec) -> str:
-    """Write the run directory, hand the script to Slurm; the job's id."""
+def _freeze(spec: JobSpec) -> tuple[Path, dict[str, object]]:
+    """Write the run directory; the batch script, and what is noted of the submission.
+
+    Raises:
+        ValueError: Something cannot be frozen; nothing is left behind.
+    """
+    try:
+        return _write(spec)
+    except BaseException:
+        shutil.rmtree(spec.run, ignore_errors=True)
+        raise
+
+
+def _write(spec: JobSpec) -> tuple[Path, dict[str, object]]:
     code = spec.run / "code"
     words = copy_configs(spec.words, spec.run / "configs")
     # The package first: a checkout of it as the working directory must not stand before itself.
@@ -106,16 +127,17 @@ def _queue(spec: JobSpec) -> str:
     script.write_text(batch_script(spec), encoding="utf-8")
     record = _record(spec, checkouts)
     write_json(spec.run / "submission.json", record)
+    return script, record
+
+
+def _note(spec: JobSpec, job: str, record: dict[str, object]) -> None:
+    """Write down which job it has become; where that fails, the job is in the queue all the same."""
+    listed = Submission(job, spec.name, str(spec.run), spec.array, time.time())
     try:
-        job = slurm.submit(script, directory=spec.directory)
-    except slurm.SlurmError:
-        shutil.rmtree(spec.run)
-        raise
-    write_json(spec.run / "submission.json", {**record, "job": job})
-    note_submission(
-        cache_dir() / SUBMISSIONS, Submission(job, spec.name, str(spec.run), spec.array, time.time())
-    )
-    return job
+        write_json(spec.run / "submission.json", {**record, "job": job})
+        note_submission(cache_dir() / SUBMISSIONS, listed)
+    except OSError as error:
+        print(f"mmlab: job {job} is queued, but not on the list of my jobs: {error}", file=sys.stderr)
 
 
 def _record(spec: JobSpec, checkouts: list[Checkout]) -> dict[str, object]:

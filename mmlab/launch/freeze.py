@@ -12,6 +12,8 @@ from pathlib import Path
 
 LARGEST = 1_000_000
 """Bytes of a file that git does not know, and that is copied all the same."""
+SECONDS = 60.0
+"""For git; a slow file system takes a while to look through."""
 _CONFIG = ("--config", "-c")
 
 
@@ -27,16 +29,26 @@ class Checkout:
 
 
 def checkout_of(folder: Path) -> Checkout | None:
-    """The checkout that a folder stands in; None: it is in none, ignored there, or there is no git."""
-    root = _git(folder, "rev-parse", "--show-toplevel")
-    if root is None or not root.strip():
+    """The checkout that a folder stands in; None: it is in none, or ignored there.
+
+    Raises:
+        ValueError: A `.git` lies above the folder, but git is not there, does not answer, or refuses.
+    """
+    above = next((one for one in (folder, *folder.parents) if (one / ".git").exists()), None)
+    if above is None:
         return None
-    if _git(folder, "check-ignore", "-q", ".") is not None:
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    if "parent up to mount point" in root.stderr:
+        return None  # git does not look for it on another file system
+    top = Path(_said(root).rstrip("\n")).resolve()
+    ignored = _git(folder, "check-ignore", "-q", ".")
+    if ignored.returncode == 0:
         return None  # a package installed in a project's own .venv is not its code
+    if ignored.returncode > 1:
+        _said(ignored)
     commit = _git(folder, "rev-parse", "--verify", "-q", "HEAD")
-    top = Path(root.rstrip("\n")).resolve()
-    dirty = bool(_git(top, "status", "--porcelain"))
-    return Checkout(top, None if commit is None else commit.strip(), dirty)
+    dirty = bool(_said(_git(top, "status", "--porcelain")))
+    return Checkout(top, commit.stdout.strip() if commit.returncode == 0 else None, dirty)
 
 
 def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list[Path], list[Checkout]]:
@@ -52,6 +64,9 @@ def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list
 
     Returns:
         Where Python is to look instead, and the checkouts. A folder in no checkout stays as it is.
+
+    Raises:
+        ValueError: git does not say what belongs to a checkout.
     """
     found = {folder.resolve(): checkout_of(folder) for folder in folders}
     checkouts = {one.root: one for one in found.values() if one is not None}
@@ -72,8 +87,8 @@ def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list
 
 
 def _files(root: Path) -> list[str]:
-    tracked = _git(root, "ls-files", "-z") or ""
-    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    tracked = _said(_git(root, "ls-files", "-z"))
+    others = _said(_git(root, "ls-files", "-z", "--others", "--exclude-standard"))
     small = [
         name
         for name in others.split("\0")
@@ -126,13 +141,36 @@ def _configs(words: Sequence[str]) -> list[tuple[int, str | None]]:
     return found
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """What git says, or None where it refuses or is not there."""
+def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Ask git.
+
+    Raises:
+        ValueError: It is not there, or does not answer.
+    """
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=60, check=False,
-            errors="surrogateescape",
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=SECONDS, check=False,
+            errors="surrogateescape", env=os.environ | {"LC_ALL": "C"},
         )  # fmt: skip
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} stands in a git checkout, but there is no git on this machine to freeze it with: "
+            "load its module or install it"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"git {words[0]} has not answered within {SECONDS:g} s in {folder}, so its code was not frozen: "
+            "try `git status` there"
+        ) from None
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """What git has said.
+
+    Raises:
+        ValueError: It has refused; with its own words.
+    """
+    if done.returncode != 0:
+        why = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise ValueError(f"the code in {done.args[2]} cannot be frozen, git {done.args[3]} says: {why}")
+    return done.stdout

@@ -56,7 +56,7 @@ class JobSpec:
     signal_seconds: int = 120
     """USR1 comes so long before the walltime ends."""
     requeues: int = 3
-    """Times that a job which hung or was killed is queued again."""
+    """Failures (hangs, kills, errors) after which the job is queued again."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where no script could say this."""
@@ -139,7 +139,8 @@ def _place(spec: JobSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _environment(spec: JobSpec) -> str:
+def ready_lines(spec: JobSpec) -> list[str]:
+    """What the site wants of a shell before Python starts: modules, environment, variables, its own lines."""
     site = spec.profile
     lines = [f"module load {shlex.join(site.modules)}"] if site.modules else []
     if site.venv is not None:
@@ -148,7 +149,11 @@ def _environment(spec: JobSpec) -> str:
         f"export {name}={shlex.quote(value)}"
         for name, value in {**dict(spec.environment), **site.environment}.items()
     ]
-    lines += site.setup
+    return [*lines, *site.setup]
+
+
+def _environment(spec: JobSpec) -> str:
+    lines = ready_lines(spec)
     if spec.code:
         folders = shlex.quote(":".join(map(str, spec.code)))
         lines += [
@@ -160,6 +165,8 @@ def _environment(spec: JobSpec) -> str:
     lines += [
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         "export PYTHONUNBUFFERED=1    # the log of a job that is killed has all that it said",
+        "# A job that was submitted with --export=NONE would keep all of this from its ranks.",
+        "export SLURM_EXPORT_ENV=ALL",
         "# Rank 0 is on this node, the first. Its system names a port that no other job on it listens at.",
         "export MASTER_ADDR=$SLURMD_NODENAME",
         f"MASTER_PORT=$({_host_python(spec)} -c {shlex.quote(_FREE_PORT)})",
@@ -212,7 +219,8 @@ def _training(spec: JobSpec) -> str:
         "trap : TERM USR1\n"
         "status=0\n"
         f"{command} \\\n    || status=$?\n\n"
-        "# Queues the job again where that may help: after a hang or a kill, not after a user's error.\n"
+        "# Queues the job again after a hang, a kill or an error, not after bad input, the same twice, or\n"
+        "# too often.\n"
         f"{ended}\n"
         'exit "$status"\n'
     )

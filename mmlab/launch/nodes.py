@@ -10,7 +10,7 @@ from typing import Any
 
 from mmlab.launch import slurm
 from mmlab.launch.checks import Check, Verdict
-from mmlab.launch.job import JobSpec
+from mmlab.launch.job import JobSpec, ready_lines
 
 _SKEW = 2.0
 """Seconds by which clocks may differ: files of one rank look new to another by them."""
@@ -67,10 +67,8 @@ def ask_nodes(spec: JobSpec, *, seconds: float = 300) -> list[Check]:
             *box.options,
             box.image,
         ]
-    ready = [f"module load {shlex.join(site.modules)}"] if site.modules else []
-    ready += [f"source {shlex.quote(site.venv + '/bin/activate')}"] if site.venv is not None else []
     probe = shlex.join([*inside, spec.python, "-c", PROBE, str(spec.run.parent.parent)])
-    script = "\n".join(["set -e", *ready, *site.setup, probe])
+    script = "\n".join(["set -e", *ready_lines(spec), probe])
     began = time.time()
     try:
         said = slurm.call("srun", *options, "bash", "-c", script, seconds=seconds + 60)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,30 @@ SECONDS = 30.0
 """A controller that has not answered by then is in trouble."""
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED", "RESIZING")
 """States of jobs that have not ended (`REQUEUE_HOLD` and the like begin with one of them)."""
+_OPTIONS = ("SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_")
+"""Variables that Slurm's commands take for options begin so."""
+_LOST = ("Socket timed out", "Zero Bytes were transmitted", "Message receive failure")
+"""What sbatch says where its question has left, and no answer has come."""
+_VARIABLES = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "gpus-per-node": ("GPUS_PER_NODE", "GPUS", "GPUS_PER_TASK", "GRES"),
+    "output": ("OUTPUT", "ERROR"),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+}
+"""Variables of sbatch against an option, where it is not just the one that is called as it is."""
+_NEVER = {"ARRAY_INX", "WAIT"}
+"""An array would train twice in one run directory, and to wait for the end is no submission."""
 _QUEUE = "%i|%T|%r|%M|%V|%j|%k"
 _PARTITIONS = "%P|%a|%l|%D|%c|%m|%G"
 
 
 class SlurmError(ValueError):
     """Slurm is not there, does not answer, or refuses; in a line or two."""
+
+
+class NoAnswerError(SlurmError):
+    """Slurm has not answered; it may have done all the same what it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +84,27 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def call(*words: str, seconds: float = SECONDS, directory: Path | None = None) -> str:
+def call(
+    *words: str, seconds: float = SECONDS, directory: Path | None = None, without: Collection[str] = ()
+) -> str:
     """What a command of Slurm prints.
+
+    Args:
+        words: The command.
+        seconds: It may take.
+        directory: Where.
+        without: Variables that it is not to see.
 
     Raises:
         SlurmError: The command is not there, fails, or does not answer.
     """
-    # Inside an allocation, its variables would be taken for options of what is submitted from there.
+    # Inside an allocation, its variables would be taken for options of what is submitted from there. And
+    # those by which a person changes what a command prints or ends would change what is read here.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_TIME_FORMAT")
+        if (not name.startswith(_OPTIONS) or name in ("SLURM_CONF", "SLURM_TIME_FORMAT"))
+        and name not in without
     }
     try:
         done = subprocess.run(
@@ -87,23 +116,38 @@ def call(*words: str, seconds: float = SECONDS, directory: Path | None = None) -
             f"there is no {words[0]} on this machine: use a login node of the cluster (or load its module)"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise NoAnswerError(
             f"{words[0]} has not answered within {seconds:g} s: is Slurm's controller up (scontrol ping)?"
         ) from None
     if done.returncode != 0:
         said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
-        raise SlurmError(f"{words[0]}: {' '.join(said.split())}")
+        lost = any(words in said for words in _LOST)
+        raise (NoAnswerError if lost else SlurmError)(f"{words[0]}: {' '.join(said.split())}")
     return done.stdout
 
 
 def submit(script: Path, *options: str, directory: Path | None = None) -> str:
-    """Queue a script; the id of the job."""
-    return call("sbatch", "--parsable", *options, str(script), directory=directory).strip().split(";")[0]
+    """Queue a script; the id of the job.
+
+    Raises:
+        NoAnswerError: The job may be in the queue, or not.
+        SlurmError: It is not.
+    """
+    words = ["sbatch", "--parsable", *options, str(script)]
+    without = overridden(script.read_text(encoding="utf-8"))
+    return call(*words, directory=directory, without=without).strip().split(";")[0]
+
+
+def overridden(script: str) -> set[str]:
+    """Variables by which sbatch would take something else than a script says: they come before its lines."""
+    said = re.findall(r"^#SBATCH\s+--([a-z-]+)", script, re.MULTILINE)
+    names = {name for option in said for name in _VARIABLES.get(option, (option.upper().replace("-", "_"),))}
+    return {f"SBATCH_{name}" for name in names | _NEVER}
 
 
 def queue() -> list[Job]:
     """All my jobs that Slurm still knows, ended ones too, a task of an array each for itself."""
-    text = call("squeue", "--noheader", "-r", "-t", "all", "-u", getpass.getuser(), "-o", _QUEUE)
+    text = call("squeue", "--noheader", "-a", "-r", "-t", "all", "-u", getpass.getuser(), "-o", _QUEUE)
     return parse_queue(text)
 
 
@@ -139,7 +183,7 @@ def parse_record(line: str) -> dict[str, str]:
 def partitions() -> list[NodeGroup]:
     """The nodes of each partition that I may see."""
     # -e: nodes that differ are not thrown together.
-    return parse_partitions(call("sinfo", "--noheader", "-e", "-o", _PARTITIONS))
+    return parse_partitions(call("sinfo", "--noheader", "-a", "-e", "-o", _PARTITIONS))
 
 
 def parse_partitions(text: str) -> list[NodeGroup]:

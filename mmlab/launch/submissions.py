@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mmlab.launch.array import array_tasks
 
+EVERY = 100
+"""Lines after which those of folders that are gone are looked for."""
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -30,27 +33,41 @@ class Submission:
 
 
 def note_submission(path: Path, submission: Submission) -> None:
-    """Add a line to the list."""
+    """Add a line to the list; now and then, lines of folders that are gone are dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # homes are shared between login nodes
+        file.seek(0)
+        lines = file.read().splitlines()
+        if lines and len(lines) % EVERY == 0:
+            kept = [line for line in lines if not _is_gone(line)]
+            file.truncate(0)
+            file.write("".join(f"{line}\n" for line in kept))
         file.write(json.dumps(asdict(submission)) + "\n")
+
+
+def _is_gone(line: str) -> bool:
+    """Whether a line's run directory has been removed; one whose file system is not there may come back."""
+    found = _parsed(line)
+    return found is not None and not Path(found.run).exists() and Path(found.run).parents[1].exists()
 
 
 def read_submissions(path: Path) -> list[Submission]:
     """All of the list, the newest last; lines that another version has written are passed over."""
     if not path.exists():
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            content = json.loads(line)
-            found.append(
-                Submission(
-                    str(content["job"]), str(content["name"]), str(content["run"]), content["array"],
-                    float(content["time"]),
-                )
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    with path.open(encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # not while lines are dropped
+        lines = file.read().splitlines()
+    return [found for line in lines if (found := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> Submission | None:
+    try:
+        content = json.loads(line)
+        return Submission(
+            str(content["job"]), str(content["name"]), str(content["run"]), content["array"],
+            float(content["time"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        return None

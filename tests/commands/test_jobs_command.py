@@ -74,7 +74,7 @@ def test_what_slurm_has_forgotten_is_submitted_again(
 ) -> None:
     called: list[tuple[object, ...]] = []
 
-    def submit(*words: object) -> str:
+    def submit(*words: object, directory: Path | None) -> str:
         called.append(words)
         return "55"
 
@@ -85,6 +85,52 @@ def test_what_slurm_has_forgotten_is_submitted_again(
     assert main(["jobs", "--json"]) == 0
     runs = {record["id"]: record["run"] for record in map(json.loads, capsys.readouterr().out.splitlines())}
     assert runs["55_0"] == runs["9_0"]
+
+
+def test_forgotten_tasks_are_submitted_in_one_call_and_only_where_they_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "runs" / "big" / "id"
+    folder.mkdir(parents=True)
+    (folder / "job.sh").write_text("#!/bin/bash\n")
+    for task, state in enumerate(["finished", "failed", "failed", "preempted", "running"]):
+        run = folder.with_name(f"id-{task}")
+        run.mkdir()
+        (run / "status.json").write_text(json.dumps({"state": state}))
+    submission = Submission("7", "big", str(folder), "0-4%2", time.time() - 1000)
+    note_submission(tmp_path / "cache" / "submissions.jsonl", submission)
+    # Task 2 has been submitted again.
+    queue = [Job("8_2", "RUNNING", "None", "1:00", "then", "big", f"mmlab {folder}")]
+    monkeypatch.setattr(slurm, "queue", lambda: queue)
+    called: list[tuple[object, ...]] = []
+
+    def submit(*words: object, directory: Path | None) -> str:
+        called.append(words)
+        return "55"
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    assert main(["jobs", "requeue", "7"]) == 0
+    assert called == [(folder / "job.sh", "--array=1,3,4%2")]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"job 7_{n} is queued again as 55_{n}" for n in (1, 3, 4)]
+    assert f"job 7_0 is not queued again: {folder}-0 is finished" in said.err
+    assert f"job 7_2 is not queued again: job 8_2 trains in {folder}-2" in said.err
+    assert main(["jobs", "requeue", "7_0", "7_2"]) == 2
+    assert len(called) == 1
+
+
+def test_of_an_id_that_came_round_again_the_job_in_the_queue_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    for name in ("new", "old"):
+        submission = Submission("7", name, str(tmp_path / name), None, time.time() - 1000)
+        note_submission(tmp_path / "cache" / "submissions.jsonl", submission)
+    queue = [Job("7", "RUNNING", "None", "1:00", "then", "new", f"mmlab {tmp_path / 'new'}")]
+    monkeypatch.setattr(slurm, "queue", lambda: queue)
+    assert main(["jobs", "logs", "7"]) == 0
+    assert str(tmp_path / "new" / "slurm-7.log") in capsys.readouterr().err
 
 
 def test_cancel_and_requeue_talk_to_slurm(

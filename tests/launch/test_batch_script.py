@@ -122,10 +122,11 @@ def test_signals_do_not_end_the_shell_before_the_ranks(node: Node) -> None:
 def test_variables_of_the_ranks(node: Node) -> None:
     node.command("srun", "env -0 > $NOTED")
     spec = plain(node, profile=Profile(environment={"A": "b 'c' $d"}), code=(Path("/x y"),))
-    node.run(batch_script(spec), SLURM_CPUS_PER_TASK="8", PYTHONPATH="/mine")
+    node.run(batch_script(spec), SLURM_CPUS_PER_TASK="8", PYTHONPATH="/mine", SLURM_EXPORT_ENV="NONE")
     found = dict(line.split("=", 1) for line in node.noted() if "=" in line)
     node.command("srun", 'printf "%s\\0" "$@" > "$NOTED"; exit "${SRUN_STATUS:-0}"')
     assert found["A"] == "b 'c' $d"
+    assert found["SLURM_EXPORT_ENV"] == "ALL"
     assert found["PYTHONPATH"] == "/x y:/mine"
     assert found["MMLAB_RUN_ID"] == "id"
     assert (found["OMP_NUM_THREADS"], found["MASTER_ADDR"], found["MASTER_PORT"]) == ("8", "node1", "4567")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from mmlab.launch import freeze
 from mmlab.launch.freeze import checkout_of, config_files, copy_configs, freeze_code
 
 
@@ -72,6 +75,47 @@ def test_a_package_in_an_ignored_environment_is_not_the_project(checkout: Path) 
     installed.mkdir(parents=True)
     assert checkout_of(installed) is None
     assert checkout_of(checkout / "package") is not None
+
+
+def test_git_that_refuses_is_heard(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)  # which may call every folder safe
+    with pytest.raises(ValueError, match=r"cannot be frozen, git rev-parse says: fatal: detected dubious"):
+        checkout_of(checkout / "package")
+
+
+def test_an_index_that_cannot_be_read_freezes_nothing(checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".git" / "index").write_text("nonsense")
+    with pytest.raises(ValueError, match=r"cannot be frozen, git .*: fatal: "):
+        freeze_code([checkout], tmp_path / "code", runs=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (None, "there is no git on this machine"),
+        ("exec sleep 60", r"git rev-parse has not answered within 0\.2 s"),
+        ('[ "$3" != ls-files ] && exec "$GIT" "$@"; echo torn >&2; exit 128', "git ls-files says: torn"),
+    ],
+)
+def test_git_that_is_missing_slow_or_torn(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str | None, complaint: str
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    if body is not None:
+        (tools / "git").write_text(f"#!/bin/bash\n{body}\n")
+        (tools / "git").chmod(0o755)
+        monkeypatch.setattr(freeze, "SECONDS", 0.2 if "sleep" in body else 60.0)
+        monkeypatch.setenv("GIT", str(shutil.which("git")))
+        tools = Path(f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", str(tools))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert checkout_of(plain) is None  # where there is nothing to ask git for, it is not needed
+    with pytest.raises(ValueError, match=complaint):
+        freeze_code([checkout], tmp_path / "code", runs=tmp_path / "runs")
 
 
 def test_configs_are_copied_in_order(tmp_path: Path) -> None:

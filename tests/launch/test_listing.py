@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mmlab.launch import listing
+from mmlab.launch import submissions as submissions_module
 from mmlab.launch.listing import chosen, list_jobs
 from mmlab.launch.log import follow, of_rank
 from mmlab.launch.slurm import Job
@@ -53,6 +55,62 @@ def test_slurm_submissions_and_runs_are_put_together(tmp_path: Path) -> None:
     assert [one.id for one in chosen(everything, "9_1")] == ["9_1"]
     with pytest.raises(ValueError, match="no job 99 of mmlab is known here"):
         chosen(everything, "99")
+
+
+def test_an_id_that_comes_round_again_does_not_hide_a_job(tmp_path: Path) -> None:
+    old, new = (Submission("8", name, str(tmp_path / name), None, NOW - 50) for name in ("old", "new"))
+    for submissions in ([old, new], [new, old]):
+        found = list_jobs([job("8", "RUNNING", f"mmlab {tmp_path / 'new'}")], submissions, now=NOW)
+        assert [(one.run.name, one.state) for one in found] == [("old", "gone"), ("new", "RUNNING")]
+        assert [one.run.name for one in chosen(found, "8")] == ["new"]
+    # A job of a run that is on no list.
+    found = list_jobs([job("8", "RUNNING", f"mmlab {tmp_path / 'third'}")], [old], now=NOW)
+    assert [(one.run.name, one.active) for one in found] == [("old", False), ("third", True)]
+
+
+def test_a_job_without_a_comment_is_that_of_the_newest_submission(tmp_path: Path) -> None:
+    submissions = [
+        Submission("8", "name", str(tmp_path / run), None, when)
+        for run, when in (("b", NOW - 9), ("a", NOW - 99))
+    ]
+    found = list_jobs([job("8", "RUNNING", "(null)")], submissions, now=NOW)
+    assert [(one.run.name, one.active) for one in found] == [("a", False), ("b", True)]
+    other = job("8", "RUNNING", "of another program")
+    assert not any(one.active for one in list_jobs([other], submissions, now=NOW))
+
+
+def test_the_status_of_what_is_old_is_read_only_where_it_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noting(run: Path) -> Status:
+        read.append(run.name)
+        return Status()
+
+    monkeypatch.setattr(listing, "read_status", noting)
+    submissions = [
+        Submission(str(n), "a", str(tmp_path / f"r{n}"), None, NOW - 40 * 86_400) for n in range(3)
+    ]
+    queue = [job("1", "RUNNING", f"mmlab {tmp_path / 'r1'}")]
+    assert [one.id for one in list_jobs(queue, submissions, now=NOW)] == ["1"]
+    assert read == ["r1"]
+    assert len(list_jobs(queue, submissions, now=NOW, everything=True)) == 3
+
+
+def test_lines_of_folders_that_are_gone_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submissions_module, "EVERY", 3)
+    path, there = tmp_path / "list", tmp_path / "runs" / "a" / "there"
+    there.mkdir(parents=True)
+    kept = Submission("1", "a", str(there), None, 1.0)
+    away = Submission("3", "a", str(tmp_path / "not" / "mounted" / "x"), None, 1.0)
+    note_submission(path, kept)
+    note_submission(path, Submission("2", "a", str(there.with_name("gone")), None, 1.0))
+    note_submission(path, away)
+    assert len(read_submissions(path)) == 3
+    last = Submission("4", "a", str(there), None, 2.0)
+    note_submission(path, last)
+    assert read_submissions(path) == [kept, away, last]
 
 
 def test_the_list_of_submissions_is_kept(tmp_path: Path) -> None:

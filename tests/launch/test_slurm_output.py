@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mmlab.launch import slurm
-from mmlab.launch.slurm import Job, NodeGroup, SlurmError
+from mmlab.launch.slurm import Job, NoAnswerError, NodeGroup, SlurmError
 
 QUEUE = """1001|RUNNING|None|0:10|2026-01-01T12:00:00|stamps|mmlab /runs/a|b
 1002_3|PENDING|Resources|0:00|2026-01-01T12:00:00|sweep|mmlab /runs/c
@@ -73,6 +74,44 @@ def test_a_command_that_fails(tmp_path: Path) -> None:
 def test_a_command_that_hangs(tmp_path: Path) -> None:
     with pytest.raises(SlurmError, match=r"has not answered within 0.2 s"):
         slurm.call(command(tmp_path, "exec sleep 60"), seconds=0.2)
+
+
+def test_a_command_whose_answer_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(NoAnswerError, match="Socket timed out"):
+        slurm.call(command(tmp_path, "echo error: Socket timed out on send/recv operation >&2; exit 1"))
+
+
+def test_variables_of_the_user_do_not_override_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PARTITION", "TIMELIMIT", "ERROR", "NO_REQUEUE", "MEM_PER_CPU", "ARRAY_INX", "ACCOUNT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "mine")
+    script = tmp_path / "job.sh"
+    lines = ("--partition=gpu", "--time=10", "--output=x", "--requeue", "--mem=4G")
+    script.write_text("#!/bin/bash\n" + "".join(f"#SBATCH {line}\n" for line in lines))
+    path = tmp_path / "sbatch"
+    path.write_text("#!/bin/bash\nenv | grep ^SBATCH_\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.submit(script) == "SBATCH_ACCOUNT=mine"  # of which the script says nothing
+
+
+def test_hidden_partitions_are_seen_whatever_the_user_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("squeue", "sinfo"):
+        (tmp_path / name).write_text(
+            f'#!/bin/bash\necho "$@" $SQUEUE_STATES $SINFO_FORMAT > {tmp_path}/said\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SQUEUE_STATES", "MINE")
+    monkeypatch.setenv("SINFO_FORMAT", "MINE")
+    for ask in (slurm.queue, slurm.partitions):
+        ask()
+        said = (tmp_path / "said").read_text().split()
+        assert "-a" in said
+        assert "MINE" not in said
 
 
 def test_inside_a_job_its_variables_are_not_handed_on(

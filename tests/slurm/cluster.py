@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "local_cluster.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -103,6 +107,32 @@ class Cluster:
         )  # fmt: skip
         if done.returncode != 0:
             raise ClusterError(f"{SCRIPT.name} {' '.join(words)}: {done.stderr.strip()[-800:]}")
+
+
+def started(*, required: bool) -> Iterator[Cluster]:
+    """Start a cluster, and end it when asked to go on; one that does not start skips the test.
+
+    Args:
+        required: It is an error instead.
+
+    Raises:
+        ClusterError: It is required and does not start.
+    """
+    if not required and (os.geteuid() != 0 or shutil.which("apt-get") is None):
+        pytest.skip("tests of Slurm start a cluster of their own, as root on Debian or Ubuntu")
+    folder = Path(tempfile.mkdtemp(prefix="mmlab-slurm-"))
+    folder.chmod(0o755)  # munge refuses folders that others may write to, and nodes must read this one
+    try:
+        try:
+            cluster = Cluster(folder)
+        except ClusterError as error:
+            if required:
+                raise
+            pytest.skip(f"no Slurm cluster could be started here: {error}")
+        yield cluster
+        cluster.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> int:
