@@ -113,13 +113,17 @@ class Training:
 def same_run(found: Training, whole: Training) -> int:
     """Compare a run with the undisturbed one; returns how many steps it has done twice."""
     repeated = 0
-    expected, seen = whole.attempts()[0], set[int]()
+    expected, seen, complete = whole.attempts()[0], set[int](), set[int]()
     for steps in found.attempts().values():
         for step, what in steps.items():
-            assert what == expected[step], step
+            # A rank that was killed may not have written down the last step of all.
+            assert what.loss == expected[step].loss, step
+            assert set(what.keys) <= set(expected[step].keys), step
+            if what.keys == expected[step].keys:
+                complete.add(step)
             repeated += step in seen
             seen.add(step)
-    assert seen == set(expected)
+    assert complete == set(expected)
     assert found.metrics() == whole.metrics()
     assert found.history() == whole.history()
     checkpoints = sorted(path.name for path in (found.run / "checkpoints").iterdir())

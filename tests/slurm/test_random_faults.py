@@ -105,8 +105,7 @@ def test_random_faults(place: Site) -> None:
             time.sleep(0.2)
     assert place.cluster.wait_for(found.job, ENDED, PATIENCE) == "COMPLETED", found.log
     lost = time.monotonic() - begun - undisturbed
-    repeated = same_run(found, whole)
-    restarts = attempts(found) - 1
+    restarts, repeated = attempts(found) - 1, same_run(found, whole)
     print(f"\n| faults | {' | '.join(counts)} | restarts | steps repeated | time lost |")
     print("|---" * (4 + len(counts)) + "|")
     numbers = " | ".join(map(str, counts.values()))
