@@ -77,7 +77,10 @@ class Watchdog(Callback):
         self._end()
         if self.minutes == 0:
             return
-        where = next(found for found in trainer.callbacks if isinstance(found, Whereabouts))  # type: ignore[attr-defined]
+        found = [one for one in trainer.callbacks if isinstance(one, Whereabouts)]  # type: ignore[attr-defined]
+        if not found:  # a trainer that only looks, without a run directory
+            return
+        where = found[0]
         several = trainer.world_size > 1 or "SLURM_JOB_ID" in os.environ
         self._watch = _Watch(self, trainer, where, abort=several if self.abort is None else self.abort)
         threading.Thread(target=self._watch.run, name="watchdog", daemon=True).start()
