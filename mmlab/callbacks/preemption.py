@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -20,12 +19,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from mmlab import collectives
+from mmlab.callbacks.batch_ends import BatchEnds
 from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.callbacks.non_finite import NonFiniteError, RollBack
 from mmlab.launch.notice import Notice, Told
 from mmlab.launch.own_job import OwnJob, kill_wait
 from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.runs.checkpoint import Weights, write_weights
+from mmlab.runs.rank_page import Phase
 from mmlab.tasks.base import BaseTask
 
 METRICS = "metrics"
@@ -34,7 +35,7 @@ SECONDS = 1.0
 """A rank that is told to stop need not wait much longer for the others to hear of it."""
 
 
-class Preemption(Callback):
+class Preemption(BatchEnds):
     """Stops all ranks at the same step after a signal to any of them, and saves at that step.
 
     Lightning broadcasts a tensor of the device before every step and reads it, which waits until the GPU has
@@ -77,21 +78,6 @@ class Preemption(Callback):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.notice.note(signum, frame)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Ask if it is time; stop or save if this step is one after which that can be done."""
-        self._count(trainer)
-        if trainer.fit_loop.epoch_loop._should_accumulate():
-            return  # the gradients of the batches before would be lost
-        if self._stop:
-            # Lightning's loops look here after the hooks of the step, and stop.
-            trainer._signal_connector.received_sigterm = True
-        elif self._save and not _ends_epoch(trainer) and not _validates_next(trainer):
-            self._save = False
-            for callback in _keepers(trainer):
-                callback.save_now(trainer)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out a validation that would not come to its end."""
         if trainer.state.fn != TrainerFn.FITTING:
@@ -103,52 +89,30 @@ class Preemption(Callback):
         if trainer.received_sigterm:
             raise SIGTERMException
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Ask, if it is time."""
-        self._ask_in_evaluation(trainer)
-
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is saved from here on need not be validated again."""
         self._in_validation = False
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Ask, if it is time."""
-        self._ask_in_evaluation(trainer)
-
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Ask, if it is time; Lightning's loop does not look whether it is to stop."""
+    def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
+        """Ask if it is time; stop or save if that can be done after this batch."""
         self._count(trainer)
-        if self._stop:
-            raise SIGTERMException
-
-    def _ask_in_evaluation(self, trainer: L.Trainer) -> None:
-        self._count(trainer)
-        if self._stop:
+        if phase == "train":
+            self._after_step(trainer)
+        elif self._stop and phase == "predict":
+            raise SIGTERMException  # Lightning's loop does not look whether it is to stop
+        elif self._stop:
             trainer._signal_connector.received_sigterm = True
+
+    def _after_step(self, trainer: L.Trainer) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # the gradients of the batches before would be lost
+        if self._stop:
+            # Lightning's loops look here after the hooks of the step, and stop.
+            trainer._signal_connector.received_sigterm = True
+        elif self._save and not _ends_epoch(trainer) and not _validates_next(trainer):
+            self._save = False
+            for callback in _keepers(trainer):
+                callback.save_now(trainer)
 
     def _count(self, trainer: L.Trainer) -> None:
         self._steps += 1

@@ -10,11 +10,11 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from mmlab.callbacks.batch_ends import BatchEnds
 from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.callbacks.non_finite import RollBack
 from mmlab.callbacks.run_logger import RunLogger
@@ -23,7 +23,7 @@ from mmlab.callbacks.watchdog import Watchdog
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
 from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failures
-from mmlab.runs.rank_page import read_pages
+from mmlab.runs.rank_page import Phase, read_pages
 from mmlab.runs.status import State, Status, write_status
 
 EVERY = 5.0
@@ -36,7 +36,7 @@ LOST = ("gloo/transport", "NCCL")
 """What errors of a connection to another rank say."""
 
 
-class Standing(Callback):
+class Standing(BatchEnds):
     """Writes `status.json` every few seconds, and how the run ended; hands on rows that a checkpoint holds.
 
     Args:
@@ -85,39 +85,10 @@ class Standing(Callback):
         if trainer.ckpt_path is not None:
             self.status = self.status._replace(saved_step=trainer.global_step, saved_at=time.time())
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
         """Write, if it is time."""
-        self._tell(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write, if it is time."""
-        self._tell(trainer)
-
-    def _tell(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and time.monotonic() - self._said >= EVERY:
             self._write(trainer, "running")
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write, if it is time."""
-        self._tell(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write where training ended."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from mmlab.batch import Batch
+from mmlab.callbacks.batch_ends import BatchEnds
 from mmlab.runs.rank_page import Phase, RankPage
 
 
-class Whereabouts(Callback):
+class Whereabouts(BatchEnds):
     """Notes, in `ranks/` of the run directory, which batch this rank begins, and when it saves.
 
     A sign of life is: the beginning or the end of a batch in any stage, the beginning or the end of a pass
@@ -64,7 +64,8 @@ class Whereabouts(Callback):
         assert self._page is not None
         self._page.note(step, phase, batch.keys)
 
-    def _end(self) -> None:
+    def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
+        """A batch ends."""
         self._done += 1
         self._sign(self.phase, f"has done batch {self.step} of `{self.phase}`, has no next one", slow=False)
 
@@ -93,12 +94,6 @@ class Whereabouts(Callback):
         """A batch begins."""
         self._begin("train", trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1, batch)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """A batch ends."""
-        self._end()
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass ends."""
         self._end_pass("train")
@@ -117,18 +112,6 @@ class Whereabouts(Callback):
     ) -> None:
         """A batch begins."""
         self._begin("val", batch_idx, batch)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A batch ends."""
-        self._end()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass ends; metrics are computed after this."""
@@ -154,18 +137,6 @@ class Whereabouts(Callback):
         """A batch begins."""
         self._begin("test", batch_idx, batch)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A batch ends."""
-        self._end()
-
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass ends; metrics are computed after this."""
         self._end_pass("test")
@@ -184,18 +155,6 @@ class Whereabouts(Callback):
     ) -> None:
         """A batch begins."""
         self._begin("predict", batch_idx, batch)
-
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A batch ends."""
-        self._end()
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass ends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -152,6 +152,7 @@ def _context(stream: Stream) -> multiprocessing.context.BaseContext:
     context.set_forkserver_preload([__name__, *([TOKENIZERS] if tokenizes else [])])
     # Signals that tell a run to stop may come to the whole process group, and the last steps need workers:
     # they hear none of them, for what is blocked here is blocked in the server and in what it forks.
+    resource_tracker.ensure_running()  # which the server would start, and which lets SIGTERM through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         forkserver.ensure_running()

@@ -69,8 +69,9 @@ def _failure(run: Path, status: int, *, own: bool) -> Failure:
     if not pages:
         hopeless = status in (BAD_INPUT, INTERRUPTED)
         return Failure(f"{what}, before it began", step=0, hopeless=hopeless, time=time.time())
-    furthest = max(pages, key=lambda page: page.step)
-    return Failure(what, furthest.step, furthest.listing(), furthest.rank, time=time.time())
+    # Ranks wait for each other, so the one that died is not ahead of any.
+    last = min(pages, key=lambda page: page.step)
+    return Failure(what, last.step, last.listing(), last.rank, time=time.time())
 
 
 def _verdict(failure: Failure, past: list[Failure], *, status: int, requeues: int) -> str | None:

@@ -10,18 +10,18 @@ from mmlab.launch.profile import Container, Profile
 
 CPU = JobSpec(
     name="smoke",
-    run=Path("/work/me/runs/smoke/20260101-120000-abcd"),
-    directory=Path("/work/me"),
-    words=("--config", "/work/me/runs/smoke/20260101-120000-abcd/configs/0-smoke.yaml"),
+    run=Path("/home/me/runs/smoke/20260101-120000-abcd"),
+    directory=Path("/home/me"),
+    words=("--config", "/home/me/runs/smoke/20260101-120000-abcd/configs/0-smoke.yaml"),
     resources=Resources(nodes=2, tasks_per_node=2, time="10"),
     profile=Profile(),
-    python="/work/me/.venv/bin/python",
+    python="/home/me/.venv/bin/python",
     environment=(("WANDB_MODE", "offline"),),
 )
 SITE = replace(
     CPU,
     name="stamps",
-    run=Path("/work/me/runs/stamps/20260101-120000-abcd"),
+    run=Path("/home/me/runs/stamps/20260101-120000-abcd"),
     words=(*CPU.words, "--trainer.precision", "bf16-mixed"),
     resources=Resources(
         nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=8, mem="200G", time="12:00:00"
@@ -33,12 +33,12 @@ SITE = replace(
         constraint="a100|h100",
         options=("--exclusive",),
         modules=("cuda/12.8", "nccl"),
-        venv="/work/me/.venv",
+        venv="/home/me/.venv",
         environment={"NCCL_DEBUG": "WARN"},
         setup=("ulimit -n 65536",),
     ),
     python="python",
-    code=(Path("/work/me/runs/stamps/20260101-120000-abcd/code"),),
+    code=(Path("/home/me/runs/stamps/20260101-120000-abcd/code"),),
     dependency="afterok:77",
 )
 ARRAY = replace(

@@ -19,6 +19,6 @@ def test_nodes_are_asked_in_the_environment_of_the_job(monkeypatch: pytest.Monke
     nodes.ask_nodes(job_specs.SITE)
     lines = asked[0][-1].splitlines()
     assert lines[:6] == [
-        "set -e", "module load cuda/12.8 nccl", "source /work/me/.venv/bin/activate",
+        "set -e", "module load cuda/12.8 nccl", "source /home/me/.venv/bin/activate",
         "export WANDB_MODE=offline", "export NCCL_DEBUG=WARN", "ulimit -n 65536",
     ]  # fmt: skip
