@@ -30,8 +30,6 @@ EVERY = 5.0
 """Seconds from one note to the next."""
 HOPELESS = (ValueError, FileNotFoundError, PermissionError)
 """What the command line reports as bad input: another attempt would meet it again."""
-
-
 LOST = ("gloo/transport", "NCCL")
 """What errors of a connection to another rank say."""
 
@@ -138,14 +136,16 @@ class Standing(BatchEnds):
         """Say that the watchdog ends the run; called from its thread, on every rank."""
         pages = [page for page in read_pages(self.directory) if page.rank == self.rank]
         step, samples = (pages[0].step, pages[0].listing()) if pages else (0, "")
-        note_failure(self.directory, Failure("hung", step, samples, self.rank))
+        with spared(self.directory):
+            note_failure(self.directory, Failure("hung", step, samples, self.rank))
         if self.rank == 0:
             self.finish("hung", reason)
 
     def finish(self, state: State, reason: str | None = None) -> None:
         """Say that the run is over; on rank 0."""
         self.status = self.status._replace(state=state, reason=reason, eta_seconds=None)
-        write_status(self.directory, self.status)
+        with spared(self.directory):
+            write_status(self.directory, self.status)
 
     def _write(self, trainer: L.Trainer, state: State, reason: str | None = None) -> None:
         self._said = time.monotonic()

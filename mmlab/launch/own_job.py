@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
+from mmlab.launch import slurm
 from mmlab.launch.notice import AHEAD, Told
 
 SECONDS = 10.0
@@ -48,8 +46,10 @@ class OwnJob(NamedTuple):
 
     def standing(self, *, patience: float = SECONDS) -> Standing | None:
         """How the job stands; None where Slurm does not answer within so many seconds."""
-        found = ask("scontrol", "show", "job", "-o", self.id, patience=patience)
-        return None if found.returncode != 0 else read_standing(found.stdout)
+        try:
+            return read_standing(slurm.show(self.id, seconds=patience))
+        except slurm.SlurmError:
+            return None
 
     def requeue(self, why: str) -> str:
         """Begin the job again, unless Slurm does so or somebody has cancelled it; says what was done.
@@ -66,9 +66,10 @@ class OwnJob(NamedTuple):
             return f"job {self.id}: Slurm requeues it"
         if now.state != "RUNNING" and now.reason != "TimeLimit":
             return f"job {self.id} is {now.state.lower()}: not requeued"
-        found = ask("scontrol", "requeue", self.id)
-        if found.returncode != 0:
-            return f"job {self.id} could not be requeued: {found.stderr.strip()}"
+        try:
+            slurm.call("scontrol", "requeue", self.id, seconds=SECONDS)
+        except slurm.SlurmError as error:
+            return f"job {self.id} could not be requeued: {error}"
         return f"job {self.id} requeued {why}"
 
     def seconds_left(self, told: Told, *, kill_wait: float) -> float:
@@ -87,30 +88,17 @@ class OwnJob(NamedTuple):
 
 def kill_wait() -> float:
     """Seconds that this cluster leaves a process between SIGTERM and SIGKILL; Slurm's default is 30."""
-    found = re.search(r"^KillWait\s*=\s*(\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
-    return 30.0 if found is None else float(found[1])
-
-
-def read_standing(line: str) -> Standing:
-    """Read a line of `scontrol show job -o`."""
-
-    def field(name: str) -> str:
-        found = re.search(rf"(?:^|\s){name}=(\S+)", line)
-        return "" if found is None else found[1]
-
     try:
-        ends = datetime.fromisoformat(field("EndTime")).timestamp()
+        said = slurm.settings(seconds=SECONDS).get("KillWait", "")
+    except slurm.SlurmError:
+        said = ""
+    return float(said.split(" ")[0] or 30)
+
+
+def read_standing(said: Mapping[str, str]) -> Standing:
+    """What `scontrol show job` says, as :func:`mmlab.launch.slurm.show` gives it."""
+    try:
+        ends = datetime.fromisoformat(said.get("EndTime", "")).timestamp()
     except ValueError:  # `Unknown`
         ends = None
-    return Standing(field("JobState"), field("Reason"), int(field("Restarts") or 0), ends)
-
-
-def ask(*words: str, patience: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm; one that is missing or does not answer has failed."""
-    try:
-        # A signal that ends the job must not end the question.
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=patience, check=False, start_new_session=True
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(words, returncode=signal.SIGALRM, stdout="", stderr=str(error))
+    return Standing(said.get("JobState", ""), said.get("Reason", ""), int(said.get("Restarts") or 0), ends)

@@ -110,6 +110,7 @@ def call(
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=seconds, check=False, cwd=directory,
             env=environment | {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"},
+            start_new_session=True,  # a signal that ends a job must not end what its ranks ask of Slurm
         )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(
@@ -156,13 +157,13 @@ def parse_queue(text: str) -> list[Job]:
     return [Job(*line.split("|", 6)) for line in text.splitlines() if line.count("|") >= 6]
 
 
-def show(job: str) -> dict[str, str]:
-    """What `scontrol show job` says of a job, by name.
+def show(job: str, *, seconds: float = SECONDS) -> dict[str, str]:
+    """What `scontrol show job` says of a job, by name, within so many seconds.
 
     Raises:
         SlurmError: Slurm does not know the job any more.
     """
-    lines = call("scontrol", "show", "-o", "job", job).splitlines()
+    lines = call("scontrol", "show", "-o", "job", job, seconds=seconds).splitlines()
     return parse_record(lines[0]) if lines else {}
 
 
@@ -218,7 +219,8 @@ def gpus_of(gres: str) -> int:
     return total
 
 
-def settings() -> dict[str, str]:
+def settings(*, seconds: float = SECONDS) -> dict[str, str]:
     """The cluster's configuration, such as `KillWait` and `SLURM_VERSION`."""
-    pairs = (line.split("=", 1) for line in call("scontrol", "show", "config").splitlines() if "=" in line)
+    lines = call("scontrol", "show", "config", seconds=seconds).splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}

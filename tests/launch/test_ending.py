@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from mmlab.launch import own_job
+from mmlab.launch import slurm
 from mmlab.launch.ending import ended
 from mmlab.runs.attempts import Failure, note_failure, past_failures
 from mmlab.runs.rank_page import RankPage
@@ -19,13 +18,13 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What Slurm was asked to do; it says that the job runs."""
     asked: list[tuple[str, ...]] = []
 
-    def ask(*words: str, patience: float = 10.0) -> subprocess.CompletedProcess[str]:
+    def call(*words: str, seconds: float) -> str:
         if words[1] == "show":
-            return subprocess.CompletedProcess(words, 0, "JobState=RUNNING Reason=None Restarts=0", "")
+            return "JobState=RUNNING Reason=None Restarts=0"
         asked.append(words)
-        return subprocess.CompletedProcess(words, 0, "", "")
+        return ""
 
-    monkeypatch.setattr(own_job, "ask", ask)
+    monkeypatch.setattr(slurm, "call", call)
     monkeypatch.setenv("SLURM_JOB_ID", "1001")
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)

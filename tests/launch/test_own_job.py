@@ -27,9 +27,11 @@ def later() -> str:
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A command that answers what `show` holds, and writes down what else it is asked."""
     script = tmp_path / "scontrol"
-    script.write_text(
-        f'#!/bin/sh\ncd {tmp_path}\nif [ "$1" = show ]; then cat show-$2; else echo "$@" >> asked; fi\n'
-    )
+    lines = [
+        "#!/bin/sh", f"cd {tmp_path}", 'case "$1 $2" in', "'show -o') cat show-job;;",
+        "'show config') cat show-config;;", '*) echo "$@" >> asked;;', "esac",
+    ]  # fmt: skip
+    script.write_text("\n".join(lines) + "\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
@@ -83,4 +85,4 @@ def test_a_job_of_an_array_goes_by_its_place() -> None:
 
 
 def test_an_answer_without_fields_is_read() -> None:
-    assert read_standing("")._asdict() == {"state": "", "reason": "", "restarts": 0, "ends": None}
+    assert read_standing({})._asdict() == {"state": "", "reason": "", "restarts": 0, "ends": None}
