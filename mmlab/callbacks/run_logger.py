@@ -120,8 +120,3 @@ class RunLogger(WandbLogger):
         if status == "success":
             self.send()
         super().finalize(status)
-
-    @property
-    def segments(self) -> list[Path]:
-        """Folders of the run that `wandb sync` takes, oldest first; it makes one run of them."""
-        return sorted(self._folder.glob("offline-run-*"))
