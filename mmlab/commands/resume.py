@@ -51,8 +51,8 @@ def find_run(runs: Path, name: str, resume: Resume) -> Path:
     status = read_status(directory)
     if resume == "auto" and _runs_elsewhere(status):
         raise ValueError(
-            f"{directory} is under way: it was written to less than {ALIVE:.0f} seconds ago"
-            f"{'' if status.job is None else f' by job {status.job}'}: wait for it, or set --resume never"
+            f"{directory} is under way, in process {status.process}"
+            f"{'' if status.job is None else f' of job {status.job}'}: wait for it, or set --resume never"
         )
     return directory
 
@@ -68,12 +68,12 @@ def newest_unfinished(folder: Path) -> Path | None:
 
 def _runs_elsewhere(status: Status) -> bool:
     own = OwnJob.find()
-    same_job = own is not None and status.job == own.id
+    if status.state != "running" or (own is not None and status.job == own.id):
+        return False
     host, _, number = (status.process or "").rpartition(":")
     if host == socket.gethostname() and Path("/proc/self").exists():
-        return status.state == "running" and not same_job and Path("/proc", number).exists()
-    recent = status.updated is not None and time.time() - status.updated < ALIVE
-    return status.state == "running" and not same_job and recent
+        return Path("/proc", number).exists()
+    return status.updated is not None and time.time() - status.updated < ALIVE
 
 
 def find_start(directory: Path) -> Path | None:

@@ -60,7 +60,7 @@ def test_a_run_that_is_under_way_elsewhere_is_left_alone(tmp_path: Path) -> None
     run = tmp_path / "name" / "run0"
     checkpoint(run, "last.ckpt", 3)
     write_status(run, Status("running", job="1001", process="elsewhere:1"))
-    with pytest.raises(ValueError, match=r"under way.* by job 1001: wait for it, or set --resume never"):
+    with pytest.raises(ValueError, match=r"under way.* of job 1001: wait for it, or set --resume never"):
         find_run(tmp_path, "name", "auto")
 
 
