@@ -63,8 +63,12 @@ class Preemption(BatchEnds):
         self._reset()
 
     def _reset(self) -> None:
-        self._steps, self._interval, self._mark = 0, 1, time.perf_counter()
+        self._count_anew()
         self._stop = self._save = self._in_validation = self._epoch_over = False
+
+    def _count_anew(self) -> None:
+        """Ask after the next batch: how long those of another kind took says nothing of it."""
+        self._steps, self._interval, self._mark = 0, 1, time.perf_counter()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the place of Lightning's handlers and broadcasts, in this trainer only."""
@@ -80,6 +84,7 @@ class Preemption(BatchEnds):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out a validation that would not come to its end."""
+        self._count_anew()
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._in_validation = True
@@ -92,6 +97,10 @@ class Preemption(BatchEnds):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is saved from here on need not be validated again."""
         self._in_validation = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Steps of training may be slower by far than batches of validation were."""
+        self._count_anew()
 
     def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
         """Ask if it is time; stop or save if that can be done after this batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -220,5 +221,7 @@ def _submit_again(script: Path, forgotten: list[Listed], before: set[str]) -> No
 
 
 def _ended(arguments: argparse.Namespace) -> int:
+    # To queue the job again ends it, and this process with it, before it has said so.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requeues = int(os.environ.get("MMLAB_REQUEUES", "3"))
     return ended(arguments.run_directory, arguments.status, requeues=requeues)

@@ -31,9 +31,9 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     """
     before, job = read_status(run), OwnJob.find()
     own = job is None or (before.job, before.restarts) == (job.id, job.restarts)  # else of an attempt before
-    if status == 0:
+    if status == 0 or (own and before.state == "finished"):
         clear_failure(run)
-        return status
+        return 0  # what ended it afterwards took nothing away
     if own and before.state == "preempted":
         clear_failure(run)
         if job is not None:
@@ -45,7 +45,7 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     keep_failure(run, failure)
     verdict = _verdict(failure, past, status=status, requeues=requeues)
     write_status(run, before._replace(state="failed", reason=verdict or failure.what))
-    _say(f"{run}: {failure.what}, at step {failure.step}")
+    _say(f"{run}: {failure.what}, at step {failure.step} (status {status})")
     if verdict is not None or job is None:
         _say(verdict or "no Slurm job: not begun again")
         return status
@@ -65,7 +65,8 @@ def _failure(run: Path, status: int, *, own: bool) -> Failure:
     if noted is not None and not (noted.follows and status > 128):
         return noted
     pages = read_pages(run) if own else []
-    what = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+    # Which signal stands in the status differs: srun ends the other ranks when one has been killed.
+    what = "a rank was killed" if status > 128 else f"ended with status {status}"
     if not pages:
         hopeless = status in (BAD_INPUT, INTERRUPTED)
         return Failure(f"{what}, before it began", step=0, hopeless=hopeless, time=time.time())

@@ -68,6 +68,7 @@ def test_every_step_is_logged_once_whenever_the_run_is_killed(
     """Attempts end some steps after the last checkpoint, which is made every fifth step."""
     folder, service = tmp_path_factory.mktemp("run"), Service()
     monkeypatch.setattr(wandb, "init", service.init)
+    monkeypatch.setattr(wandb, "run", None)
     start = 0
     for end, unsent in [*ends, (40, 0)]:
         run, history = loggers(folder, live=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,3 +151,38 @@ def test_one_process_stops_after_the_step(tmp_path: Path) -> None:
     stopped = fit(tmp_path, 1, ("train", 6, 0), 4)
     assert (stopped.step, stopped.told) == (6, True)
     assert "last.ckpt" in stopped.saved
+
+
+class SlowSteps(Callback):
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(0.2)
+
+
+def fit_with_fast_validations(folder: Path) -> list[int]:
+    """Steps after which ranks ask, where a validation of many fast batches comes between slow steps."""
+    preemption.SECONDS = 0.1
+    asked: list[int] = []
+
+    class Noting(Preemption):
+        def _ask(self, trainer: L.Trainer) -> None:
+            super()._ask(trainer)
+            if trainer.training:
+                asked.append(trainer.global_step)
+
+    try:
+        with launched(2) as strategy:
+            trainer = L.Trainer(
+                accelerator="cpu", devices=2, strategy=strategy, max_steps=8, logger=False,
+                val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+                enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+                callbacks=[SlowSteps(), Noting(every_n_steps=1000)], enable_checkpointing=False,
+            )  # fmt: skip
+            trainer.fit(Line(), DataLoader(torch.ones(64, 1), batch_size=2), DataLoader(torch.ones(99, 1)))
+    finally:
+        preemption.SECONDS = 1.0
+    return asked
+
+
+def test_fast_validations_do_not_make_slow_steps_deaf(ranks: Any, tmp_path: Path) -> None:
+    first, second = ranks(fit_with_fast_validations, tmp_path)
+    assert first == second == list(range(1, 9))

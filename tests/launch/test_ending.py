@@ -39,12 +39,16 @@ def test_a_run_that_is_through_or_was_told_to_stop_is_left_alone(
 ) -> None:
     write_status(tmp_path, Status("finished"))
     assert ended(tmp_path, 0, requeues=3) == 0
-    assert requeued == []
+    assert ended(tmp_path, 143, requeues=3) == 143  # of an attempt before, it says
+    assert len(past_failures(tmp_path)) == 1
+    write_status(tmp_path, Status("finished", job="1001", restarts=0))
+    assert ended(tmp_path, 143, requeues=3) == 0  # told to stop when all was done
+    requeued.clear()
     # The run has requeued its job, unless Slurm did not answer: it still runs here, so it had not.
     write_status(tmp_path, Status("preempted", job="1001", restarts=0))
     assert ended(tmp_path, 143, requeues=3) == 143
     assert requeued == [REQUEUE]
-    assert past_failures(tmp_path) == []
+    assert len(past_failures(tmp_path)) == 1
 
 
 def test_what_an_attempt_before_has_said_does_not_count(
@@ -69,7 +73,7 @@ def test_a_killed_run_begins_again_as_often_as_is_allowed(
     assert requeued == [REQUEUE, REQUEUE]
     assert [failure.step for failure in past_failures(tmp_path)] == [10, 11, 12]
     assert past_failures(tmp_path)[0] == Failure(
-        "killed by signal 9", 10, "a, b", 1, time=past_failures(tmp_path)[0].time
+        "a rank was killed", 10, "a, b", 1, time=past_failures(tmp_path)[0].time
     )
     status = read_status(tmp_path)
     assert status is not None
@@ -100,7 +104,7 @@ def test_a_rank_that_lost_another_does_not_hide_why(
     write_status(tmp_path, Status("running", job="1001", restarts=0))
     note_failure(tmp_path, Failure("RuntimeError: Connection reset", 9, follows=True))
     ended(tmp_path, 137, requeues=3)
-    assert "killed by signal 9, at step 9" in capsys.readouterr().err
+    assert "a rank was killed, at step 9 (status 137)" in capsys.readouterr().err
     note_failure(tmp_path, Failure("RuntimeError: Connection reset", 9, follows=True))
     note_failure(tmp_path, Failure("KeyError: x", 9, rank=1))
     ended(tmp_path, 1, requeues=3)
