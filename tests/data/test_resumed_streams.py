@@ -63,6 +63,9 @@ def test_another_process_goes_on_with_the_same_pixels(paths: list[Path], unit: s
     context = multiprocessing.get_context("forkserver")
     with context.Pool(1) as pool:
         keys, pixels = pool.apply(_seen, (paths, unit, first))
+        # Ended by word, not by a signal: forked from the server of loaders, it hears none that stop a run.
+        pool.close()
+        pool.join()
     assert keys == [batch.keys for batch in whole[first:]]
     resumed = load(paths, unit, workers, first, STEPS - first)
     for expected, batch, seen in zip(whole[first:], resumed, pixels, strict=True):

@@ -217,13 +217,13 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from mmlab.parallel.checkpoint_files import write_file
 from mmlab.parallel.folder import write_folder
 path, form, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 weights = torch.zeros(500_000)
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # in one piece: the parent writes to the same pipe
 for step in range(first, first + 100_000):
     state = {0: {"exp_avg": weights + step}}
     checkpoint = {
@@ -231,7 +231,7 @@ for step in range(first, first + 100_000):
         "optimizer_states": [{"state": state, "param_groups": [{"params": [0]}]}],
     }
     (write_file if form == "file" else write_folder)(path, checkpoint)
-    print(step, flush=True)
+    os.write(1, b"%d\\n" % step)
 """
 
 
@@ -249,9 +249,9 @@ def test_twenty_kills_in_the_middle_of_a_save_lose_nothing(tmp_path: Path, form:
         "    if child == 0:\n"
         "        sys.argv = ['victim', *line.split()]\n"
         "        exec(program)\n"
-        "    print('pid', child, flush=True)\n"
+        "    os.write(1, b'pid %d\\n' % child)\n"
         "    os.waitpid(child, 0)\n"
-        "    print('dead', flush=True)\n"
+        "    os.write(1, b'dead\\n')\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", forker], text=True, stdin=subprocess.PIPE,
