@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from mmlab import collectives
 from mmlab.callbacks.cards import STYLE, open_picture, sound_tag, thumbnail
 from mmlab.callbacks.run_logger import RunLogger
+from mmlab.callbacks.spared import spare_text
+from mmlab.runs.directory import put_text
 
 _SAID = "answer"
 """What stands for the answer among the fields of a result."""
@@ -77,8 +79,7 @@ class AnswerWriter(BasePredictionWriter):
             text = json.dumps(records, ensure_ascii=False, indent=0)
         else:
             text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        # Data may hold half of a surrogate pair, which no file can.
-        (folder / self.file).write_text(text, encoding="utf-8", errors="replace")
+        put_text(folder / self.file, text)
 
 
 def _first(values: Sequence[Any]) -> Any:
@@ -151,14 +152,12 @@ class AnswerPage(Callback):
         wanted = min(self.samples, len(answered))
         chosen = [answered[number * len(answered) // wanted] for number in range(wanted)]
         rows = [(one, data.exhibit(split, one.place)) for one in chosen]
-        path = Path(trainer.default_root_dir) / f"answers-{split}.html"
-        path.write_text(
+        spare_text(
+            Path(trainer.default_root_dir) / f"answers-{split}.html",
             f"<!doctype html><meta charset=utf-8><title>Answers</title><style>{STYLE}</style>"
             f"<h1>What the model says of {wanted} samples</h1><p>Step {trainer.global_step}. Samples are "
             "spread evenly over the split, not chosen. Green where the answer is one of the references.</p>"
             + "".join(_section(one, shown) for one, shown in rows),
-            encoding="utf-8",
-            errors="replace",
         )
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):

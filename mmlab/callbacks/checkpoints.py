@@ -111,9 +111,11 @@ class Checkpoints(ModelCheckpoint):
         """Save once, where it is wanted and can be; in any case finish what is being written."""
         if self._should_save_on_exception(trainer) and self._newest_step != trainer.global_step:
             self.save_now(trainer)
-            rank_zero_info(f"{type(exception).__name__}: saved step {trainer.global_step} as last.ckpt")
-        files = files_of(trainer)
-        if files is not None:
+            files = files_of(trainer)
+            if files is None or files.unsaved() is None:
+                kind = type(exception).__name__
+                rank_zero_info(f"{kind}: saved step {trainer.global_step} as last.ckpt")
+        elif (files := files_of(trainer)) is not None:
             files.wait()
         self._tell(trainer)
 

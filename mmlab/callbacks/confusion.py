@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mmlab.callbacks.chart import counts
 from mmlab.callbacks.run_logger import RunLogger
+from mmlab.callbacks.spared import spare_text
 from mmlab.metrics.classification import confusion
 
 _MOST = 50
@@ -44,7 +45,7 @@ class ConfusionFigure(Callback):
             return
         table = confusion(answered, self.labels, limit=_MOST)
         drawn = counts(table.counts, table.labels, title="right (rows) and said (columns)")
-        (Path(trainer.default_root_dir) / f"confusion-{split}.svg").write_text(drawn, encoding="utf-8")
+        spare_text(Path(trainer.default_root_dir) / f"confusion-{split}.svg", drawn)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 rows = [[label, *row] for label, row in zip(table.labels, table.counts, strict=True)]

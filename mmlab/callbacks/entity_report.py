@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from mmlab.callbacks.spared import spare_text
 from mmlab.metrics.entities import report
 
 
@@ -22,4 +23,4 @@ class EntityReport(Callback):
             return
         text = report(answered).text()
         print(text, flush=True)
-        (Path(trainer.default_root_dir) / "report-test.txt").write_text(text, encoding="utf-8")
+        spare_text(Path(trainer.default_root_dir) / "report-test.txt", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mmlab.callbacks.spared import spared
+from mmlab.runs.directory import put_text
 
 STEP = "step"
 
@@ -40,6 +41,9 @@ class History(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
+        """None after a write that failed: it may have left half a line, so all is written anew."""
+        self._waiting: list[dict[str, Any]] = []
+        """Rows for which the disk had no room."""
 
     @property
     def name(self) -> str:
@@ -61,12 +65,16 @@ class History(Logger):
         row = plain(metrics)
         if step is not None:
             row[STEP] = step
+        self._waiting.append(row)
+        columns, self._columns = self._columns, []
         with spared(self.path):
-            if not set(row) <= set(self._columns):
-                self._rewrite([*self.rows_as_text(), row])
-                return
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            if all(set(each) <= set(columns) for each in self._waiting):
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, columns, lineterminator="\n").writerows(self._waiting)
+                self._columns = columns
+            else:
+                self._rewrite([*self.rows_as_text(), *self._waiting])
+            self._waiting = []
 
     def go_on(self, step: int) -> list[Row]:
         """Forget what was logged after a checkpoint, in a run that goes on from it; on rank 0.
@@ -89,19 +97,20 @@ class History(Logger):
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            # A line that was half written when the machine went down has too few values.
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+            # A line that was half written when the disk was full or the machine went down does not end.
+            whole = [line for line in file if line.endswith("\n")]
+        return [row for row in csv.DictReader(whole) if None not in row.values()]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         names = {name for row in rows for name in row if row[name] not in ("", None)}
-        self._columns = [*sorted(names - {STEP}), STEP]
+        columns = [*sorted(names - {STEP}), STEP]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        put_text(self.path, text.getvalue())
+        self._columns = columns
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:

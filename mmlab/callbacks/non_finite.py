@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from mmlab import collectives
 from mmlab.batch import Batch
 from mmlab.callbacks.checkpoints import files_of
+from mmlab.callbacks.spared import spared
 from mmlab.parallel.stored import open_checkpoint
 from mmlab.runs.checkpoint import newest_good
 from mmlab.runs.directory import write_json
@@ -300,7 +301,8 @@ class NonFinite(Callback):
         if trainer.is_global_zero:
             windows = _windows_file(trainer)
             windows.parent.mkdir(parents=True, exist_ok=True)
-            write_json(windows, {"windows": [list(window) for window in data.skips]})
+            with spared(windows):
+                write_json(windows, {"windows": [list(window) for window in data.skips]})
             _log.warning("%s; back to %s, without the %d batches since", text, path, step + 1 - start)
         raise RollBack(Path(path), text)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmlab import collectives
 from mmlab.batch import NOBODY, Batch, Embeddings
+from mmlab.runs.directory import put_text
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -59,6 +60,6 @@ class EmbeddingWriter(BasePredictionWriter):
             tensors[f"{modality}.place"] = torch.cat([rows.place for rows in parts])
         rank = collectives.rank()
         save_file(tensors, folder / f"embeddings-{rank}.safetensors")
-        (folder / f"keys-{rank}.json").write_text(json.dumps(self._keys, indent=0), encoding="utf-8")
+        put_text(folder / f"keys-{rank}.json", json.dumps(self._keys, indent=0))
         self._rows.clear()
         self._keys.clear()

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mmlab.batch import NOBODY
 from mmlab.callbacks.cards import STYLE
+from mmlab.callbacks.spared import spare_text
 from mmlab.metrics.recommendation import Catalogue, Told, rank_catalogue
 
 _BEFORE = 8
@@ -48,24 +49,25 @@ class RecommendationLists(Callback):
         lists = [[number for number in row if number != NOBODY] for row in best]
         names = self._names(trainer, offered)
         folder = Path(trainer.default_root_dir)
-        with (folder / "recommendations.jsonl").open("w", encoding="utf-8", errors="replace") as file:
-            for one, listed in zip(users, lists, strict=True):
-                record = {
-                    "user": one.key,
-                    "recommended": [names[number] for number in listed],
-                    "wanted": [names.get(number, str(number)) for number in one.wanted],
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        records = (
+            {
+                "user": one.key,
+                "recommended": [names[number] for number in listed],
+                "wanted": [names.get(number, str(number)) for number in one.wanted],
+            }
+            for one, listed in zip(users, lists, strict=True)
+        )
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        spare_text(folder / "recommendations.jsonl", "".join(lines))
         wanted = min(self.users, len(users))
         chosen = [number * len(users) // wanted for number in range(wanted)]
-        (folder / "recommendations.html").write_text(
+        spare_text(
+            folder / "recommendations.html",
             f"<!doctype html><meta charset=utf-8><title>Recommendations</title><style>{STYLE}</style>"
             f"<h1>What is recommended to {wanted} of {len(users)} users</h1><p>Users are spread evenly over "
             "the test split, not chosen. Left: what a user liked before, the latest first. Right: the first "
             f"{self.length} of {len(offered.number)}; green is what the user liked afterwards.</p>"
             + "".join(_section(users[n], lists[n], names) for n in chosen),
-            encoding="utf-8",
-            errors="replace",
         )
 
     def _names(self, trainer: L.Trainer, offered: Catalogue) -> dict[int, str]:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mmlab.batch import Embeddings, Modality
 from mmlab.callbacks.cards import STYLE, sound_tag, thumbnail
+from mmlab.callbacks.spared import spare_text
 from mmlab.tasks.base import BaseTask
 
 DIRECTIONS = (
@@ -60,13 +61,12 @@ class RetrievalPage(Callback):
             for query, candidate in DIRECTIONS
             if query in rows and candidate in rows and len(rows[query].group) and len(rows[candidate].group)
         ]
-        path = Path(trainer.default_root_dir) / "retrieval.html"
-        path.write_text(
+        spare_text(
+            Path(trainer.default_root_dir) / "retrieval.html",
             f"<!doctype html><meta charset=utf-8><title>Retrieval</title><style>{STYLE}</style>"
             "<h1>What the model finds for unseen queries</h1><p>Grey: the query. Then the best five, "
             "green where right. Queries are spread evenly over the test split, not chosen.</p>"
             + "".join(sections),
-            encoding="utf-8",
         )
 
     def _section(

@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from mmlab.batch import Batch, Modality
 from mmlab.callbacks.chart import Point, curve
 from mmlab.callbacks.run_logger import RunLogger
+from mmlab.callbacks.spared import spare_text
 from mmlab.tasks.base import BaseTask
 
 
@@ -99,7 +100,7 @@ class RobustnessCurve(Callback):
             {"missing": share, **{name: _finite(value) for name, value in one.items() if "@" not in name}}
             for share, one in zip(self.shares, found, strict=True)
         ]
-        (folder / "robustness.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        spare_text(folder / "robustness.json", json.dumps(records, indent=1) + "\n")
 
     def _draw(self, trainer: L.Trainer, found: Sequence[dict[str, float]]) -> None:
         points = [
@@ -108,7 +109,7 @@ class RobustnessCurve(Callback):
         ]
         title = f"{self.score} where modalities are missing"
         drawn = curve(points, title=title, across="share of modalities that are missing", up=self.score)
-        (Path(trainer.default_root_dir) / "robustness.svg").write_text(drawn, encoding="utf-8")
+        spare_text(Path(trainer.default_root_dir) / "robustness.svg", drawn)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 table = wandb.Table(columns=["missing", self.score], data=[[p.x, p.y] for p in points])

@@ -96,7 +96,7 @@ class RunLogger(WandbLogger):
             # the last would be dropped.
             self.experiment.log(row.metrics | {"trainer/global_step": row.step}, step=self._sent)
             self._sent += 1
-        with spared(self._folder):
+        with spared(self._folder / "sent"):
             put_text(self._folder / "sent", str(self._sent))
 
     def _remember_identity(self) -> None:

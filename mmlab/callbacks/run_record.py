@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from mmlab.callbacks.spared import spare_text, spared
 from mmlab.runs.directory import describe_run
 from mmlab.tasks.base import BaseTask
 
@@ -23,11 +26,16 @@ class RunRecord(Callback):
     def __init__(self, directory: Path, config: str) -> None:
         self.directory = directory
         self.config = config
+        self._written = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the record; the data module is set up by now."""
         if trainer.is_global_zero:
-            describe_run(self.directory, self.config, trainer.datamodule.digests())  # type: ignore[attr-defined]
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            # Before the first step a full disk ends the run; a test after training can do without.
+            with spared(self.directory / "run.json") if self._written else nullcontext():
+                describe_run(self.directory, self.config, data.digests())
+            self._written = True
             if stage == "fit" and isinstance(pl_module, BaseTask):
                 parts = [part._asdict() for part in pl_module.adaptation.describe(pl_module.model)]
-                (self.directory / "trained.json").write_text(json.dumps(parts, indent=1) + "\n")
+                spare_text(self.directory / "trained.json", json.dumps(parts, indent=1) + "\n")

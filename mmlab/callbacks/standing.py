@@ -24,7 +24,7 @@ from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
 from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failures
 from mmlab.runs.rank_page import Phase, read_pages
-from mmlab.runs.status import State, Status, write_status
+from mmlab.runs.status import FILE, State, Status, write_status
 
 EVERY = 5.0
 """Seconds from one note to the next."""
@@ -125,7 +125,7 @@ class Standing(BatchEnds):
             follows=isinstance(exception, dist.DistError) or any(word in str(exception) for word in LOST),
             hopeless=isinstance(exception, (*HOPELESS, KeyboardInterrupt)),
         )
-        with spared(self.directory):
+        with spared(self.directory / "failures"):
             note_failure(self.directory, failure)
         past = past_failures(self.directory)
         if failure.hopeless or (past and failure.like(past[-1])):
@@ -136,7 +136,7 @@ class Standing(BatchEnds):
         """Say that the watchdog ends the run; called from its thread, on every rank."""
         pages = [page for page in read_pages(self.directory) if page.rank == self.rank]
         step, samples = (pages[0].step, pages[0].listing()) if pages else (0, "")
-        with spared(self.directory):
+        with spared(self.directory / "failures"):
             note_failure(self.directory, Failure("hung", step, samples, self.rank))
         if self.rank == 0:
             self.finish("hung", reason)
@@ -144,7 +144,7 @@ class Standing(BatchEnds):
     def finish(self, state: State, reason: str | None = None) -> None:
         """Say that the run is over; on rank 0."""
         self.status = self.status._replace(state=state, reason=reason, eta_seconds=None)
-        with spared(self.directory):
+        with spared(self.directory / FILE):
             write_status(self.directory, self.status)
 
     def _write(self, trainer: L.Trainer, state: State, reason: str | None = None) -> None:
@@ -163,7 +163,7 @@ class Standing(BatchEnds):
             rate = trainer.callback_metrics.get("train/samples_per_second")
             changes["samples_per_second"] = None if rate is None else float(rate)
         self.status = self.status._replace(**(changes | self._saved(trainer)))
-        with spared(self.directory):
+        with spared(self.directory / FILE):
             write_status(self.directory, self.status)
         if self.status.saved_step is not None:
             for logger in _run_loggers(trainer):

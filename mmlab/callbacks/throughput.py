@@ -22,6 +22,7 @@ from mmlab.callbacks.flops import Shapes, StepFlops, step_shapes
 from mmlab.callbacks.memory import peak_memory, reset_peak, total_memory
 from mmlab.callbacks.peaks import Peak, compute_precision, peak
 from mmlab.callbacks.phases import DeviceClock, HostClock, Stretch, Timeline, unwatch, watch
+from mmlab.callbacks.spared import spared
 from mmlab.callbacks.speed import Speed, Step
 from mmlab.callbacks.verdict import Setting, verdict
 from mmlab.runs.directory import write_json
@@ -201,7 +202,9 @@ class Throughput(Callback):
             record: dict[str, object] = {"epoch": trainer.current_epoch, **numbers, "verdict": said}
             if self._peak is not None:
                 record |= {"peak_tflops": self._peak.flops / 1e12, "peak_source": self._peak.source}
-            write_json(self.directory / "speed.json", record)
+            path = self.directory / "speed.json"
+            with spared(path):
+                write_json(path, record)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch no longer."""

@@ -18,12 +18,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
-from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.checkpoints import Checkpoints, files_of
 from mmlab.callbacks.non_finite import NonFinite
 from mmlab.callbacks.preemption import Preemption
 from mmlab.callbacks.progress import ProgressLines
 from mmlab.callbacks.run_record import RunRecord
 from mmlab.callbacks.skipped import SkippedSamples
+from mmlab.callbacks.spared import spared
 from mmlab.callbacks.standing import Standing
 from mmlab.callbacks.throughput import Throughput
 from mmlab.callbacks.unfreezing import Unfreezing
@@ -43,6 +44,7 @@ from mmlab.parallel.stored import open_checkpoint
 from mmlab.parallel.strategies import DistributedDataParallel
 from mmlab.runs.checkpoint import load_weights, read_weights
 from mmlab.runs.directory import write_json
+from mmlab.runs.failure import RunFailedError
 from mmlab.runs.status import read_status
 from mmlab.runs.table import results_table, trained_table
 from mmlab.tasks.base import BaseTask
@@ -61,6 +63,8 @@ class CommandLine(LightningCLI):
     datamodule: ShardData
     notice: Notice | None = None
     """Of signals, where the program has listened since it began."""
+    _unwritten: str | None = None
+    """Why the results could not be kept."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run has beside task, data and trainer."""
@@ -198,7 +202,8 @@ class CommandLine(LightningCLI):
             self.trainer.test(self.model, self.datamodule, verbose=False)
             self.untrained = self.model.results
             if self.trainer.is_global_zero:
-                write_json(measured, self.untrained)
+                with spared(measured):
+                    write_json(measured, self.untrained)
 
     def _go_on(self) -> None:
         """Where this run has been begun before, go on from its newest good checkpoint."""
@@ -250,8 +255,8 @@ class CommandLine(LightningCLI):
         """Run a verb; one that is told to stop says how to go on, and has its job begun again."""
         try:
             super()._run_subcommand(subcommand)
-            if self.trainer.is_global_zero and subcommand == "fit":
-                self.standing.finish("finished")
+            if self.trainer.is_global_zero:
+                self._end(subcommand)
         except SIGTERMException:
             told = self.preemption.stopped
             assert told is not None
@@ -267,6 +272,23 @@ class CommandLine(LightningCLI):
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt(self._how_to_go_on()) from None
+
+    def _end(self, subcommand: str) -> None:
+        """Say that all is done.
+
+        Raises:
+            RunFailedError: The disk had no room for the last weights or the results.
+        """
+        files = files_of(self.trainer)
+        unsaved = None if files is None else files.unsaved()
+        missing = "; ".join(one for one in (unsaved, self._unwritten) if one is not None)
+        if missing:
+            if subcommand == "fit":
+                self.standing.finish("failed", missing)
+                missing += f"; make room, and {self._how_to_go_on()}"
+            raise RunFailedError(missing)
+        if subcommand == "fit":
+            self.standing.finish("finished")
 
     def _how_to_go_on(self) -> str:
         last = Path(self.config[self.subcommand].checkpoint.dirpath) / "last.ckpt"
@@ -311,9 +333,14 @@ class CommandLine(LightningCLI):
         untrained = getattr(self, "untrained", {})
         if self.trainer.is_global_zero:
             before = {f"untrained/{name}": value for name, value in untrained.items()}
-            write_json(self.directory / "metrics.json", results | before)
+            path = self.directory / "metrics.json"
+            try:
+                write_json(path, results | before)
+            except OSError as error:
+                self._unwritten = f"{path} was not written: {error.strerror}; the results stand above"
         self._show(results_table(results, untrained))
-        self._show(f"results: {self.directory / 'metrics.json'}")
+        if self._unwritten is None:
+            self._show(f"results: {self.directory / 'metrics.json'}")
         segments = sorted(map(str, self.directory.glob("wandb/offline-run-*")))
         if segments:
             self._show(f"to Weights & Biases: wandb sync {' '.join(segments)}")

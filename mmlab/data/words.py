@@ -43,7 +43,13 @@ class WordReader(Reader):
     has_targets = True
 
     def __init__(
-        self, tokenizer: str, *, field: str = "json.words", max_length: int = 128, boxes: str | None = None
+        self,
+        tokenizer: str,
+        *,
+        field: str = "json.words",
+        max_length: int = 128,
+        boxes: str | None = None,
+        casing: tuple[str, str] | None = None,
     ) -> None:
         """Settings.
 
@@ -53,11 +59,16 @@ class WordReader(Reader):
             max_length: Of a row, in tokens, with the special ones.
             boxes: Where the box of each word is (`json.boxes`): left, top, right and bottom, as shares of the
                 page's width and height in [0, 1]. Every token of a word has its box. None: none are read.
+            casing: Tokens that stand behind a word with a capital letter, and behind one of several letters
+                that are all capital: what a tokenizer that makes all letters small does not tell (inline
+                casing, Bérard et al. 2019, arXiv:1907.06488). Tokens that the vocabulary has to
+                spare, such as `[unused1]` and `[unused2]` of BERT's. None: nothing does.
         """
         self.tokenizer = tokenizer
         self.field = field
         self.max_length = max_length
         self.boxes = boxes
+        self.casing = casing
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process builds its own tokenizer.
@@ -67,8 +78,15 @@ class WordReader(Reader):
         """Fetch the tokenizer, and see that it can be used so.
 
         Raises:
-            ValueError: There is none, it is a slow one, or `max_length` leaves no room for a word.
+            ValueError: There is none, it is a slow one, it does not have the tokens of `casing`, or
+                `max_length` leaves no room for a word.
         """
+        for token in self.casing or ():
+            if self._backend.token_to_id(token) is None:
+                raise ValueError(
+                    f"data.text.casing: {token!r} is no token of {self.tokenizer!r}: take one that its "
+                    "vocabulary has to spare"
+                )
         if len(self._around.before) + len(self._around.behind) >= self.max_length:
             raise ValueError(f"data.text.max_length={self.max_length} leaves no room for a word: raise it")
 
@@ -162,7 +180,15 @@ class WordReader(Reader):
         clean = word[:_LETTERS].encode("utf-8", "replace").decode("utf-8")
         # Byte-pair tokenizers tell by the space that a word begins; others drop it.
         ids: list[int] = self._backend.encode(f" {clean}", add_special_tokens=False).ids
-        return ids or [self._unknown]
+        return (ids or [self._unknown]) + self._case(clean)
+
+    def _case(self, word: str) -> list[int]:
+        """The token that tells of the capital letters of a word, if any does."""
+        if self.casing is None or word == word.lower():
+            return []
+        letters = sum(letter.isalpha() for letter in word)
+        token: int = self._backend.token_to_id(self.casing[letters > 1 and word == word.upper()])
+        return [token]
 
     @cached_property
     def _built(self) -> Any:

@@ -193,6 +193,11 @@ class CheckpointFiles(TorchCheckpointIO):
         self.wait()
         self._spared = [spared for spared in self._spared if spared != Path(path)]
 
+    def unsaved(self) -> str | None:
+        """Why the newest checkpoint was not written, once all saves are done; None where it was."""
+        self.wait()
+        return self.last_failure if self._failed else None
+
     def take_failures(self) -> list[Path]:
         """The checkpoints that were not written, oldest first, each told once."""
         found = []

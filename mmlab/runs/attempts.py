@@ -65,7 +65,9 @@ def past_failures(run: Path) -> list[Failure]:
     path = run / FILE
     if not path.exists():
         return []
-    return [_read(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # A line that the disk had no room for does not end.
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [_read(line) for line in lines if line.endswith("\n")]
 
 
 def keep_failure(run: Path, failure: Failure) -> None:

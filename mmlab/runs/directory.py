@@ -88,7 +88,7 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
         data_digests: Digest of the shards of each split.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(config, encoding="utf-8")
+    put_text(directory / "config.yaml", config)
     record = {
         "command": sys.argv,
         "python": sys.version,
@@ -96,10 +96,10 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
         "packages": {d.name: d.version for d in metadata.distributions() if d.name},
         "data": dict(data_digests),
     }
-    (directory / "run.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    put_text(directory / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     difference = _git("diff", "HEAD")
     if difference:
-        (directory / "git.diff").write_text(difference + "\n", encoding="utf-8")
+        put_text(directory / "git.diff", difference + "\n")
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -110,11 +110,18 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def put_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it."""
+    """Write a file so that a reader sees the old content or the new, never half of it.
+
+    Raises:
+        OSError: With the path in it, also where the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Data may hold half of a surrogate pair, which no file can.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -118,3 +118,24 @@ def test_settings_that_leave_no_room(folders: dict[str, str], tmp_path: Path) ->
         WordReader(folders["wordpiece"], max_length=2).prepare()
     with pytest.raises(ValueError, match="no tokenizer"):
         WordReader(str(tmp_path / "nowhere")).prepare()
+
+
+def test_capital_letters_are_told_by_a_token_behind_the_word(folders: dict[str, str]) -> None:
+    words = ["in", "Paris", "I", "met", "NASA", "iPhone", "U.S.", "7", "@paulwalk", "O'NEILL", "日本語"]
+    mark = PreTrainedTokenizerFast.from_pretrained(folders["wordpiece"]).convert_tokens_to_ids
+    some, every = "[MASK]", "[CLS]"
+    plain = WordReader(folders["wordpiece"], max_length=400)
+    reader = WordReader(folders["wordpiece"], max_length=400, casing=(some, every))
+    reader.prepare()
+    told = {"Paris": some, "I": some, "NASA": every, "iPhone": some, "U.S.": every, "O'NEILL": every}
+    for word in words:
+        assert reader.encode(word) == plain.encode(word) + ([mark(told[word])] if word in told else [])
+    (row,) = reader.read(members(words), None)
+    assert int(row[:, 1].sum()) == len(words)
+    assert len(row) == len(plain.read(members(words), None)[0]) + len(told)
+
+
+def test_a_mark_that_the_vocabulary_lacks(folders: dict[str, str]) -> None:
+    reader = WordReader(folders["wordpiece"], casing=("[MASK]", "[unused99]"))
+    with pytest.raises(ValueError, match=r"casing: '\[unused99\]' is no token"):
+        reader.prepare()

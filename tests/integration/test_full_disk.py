@@ -1,0 +1,87 @@
+"""A run whose directory lies on a disk that becomes full."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmlab.cli import main
+from mmlab.parallel.stored import damage, open_checkpoint
+
+SMOKE = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
+SMALL = (
+    "--config", str(SMOKE), "--data.source.init_args.train", "64", "--data.source.init_args.val", "40",
+    "--data.source.init_args.test", "40", "--data.batch_size", "16", "--trainer.accelerator", "cpu",
+    "--trainer.max_epochs", "3", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1",
+    "--checkpoint.every_n_train_steps", "2", "--test_untrained", "false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small disk, and the working directory on it."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine lets nobody mount")
+    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["mmlab"])
+    monkeypatch.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir("/")
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fit(*words: str) -> int:
+    filler = '[{"class_path": "disk_filler.DiskFiller", "init_args": {"file": "filler", %s}}]'
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return main(["fit", *SMALL, "--trainer.callbacks", filler % ", ".join(words)])
+
+
+@pytest.mark.slow
+def test_room_that_comes_back_takes_all_that_had_to_wait(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fit('"start": 3', '"stop": 9') == 0
+    (run,) = (disk / "runs").glob("*/*")
+    assert "last.ckpt was not saved: No space left on device" in caplog.text
+    assert caplog.text.count("metrics.csv was not written: No space left on device; the run goes on") == 1
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert (run / "metrics.json").exists()
+    with (run / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(12)), "no step is missing"
+    assert damage(run / "checkpoints" / "last.ckpt") is None
+    assert open_checkpoint(run / "checkpoints" / "last.ckpt").rest["global_step"] == 12
+    assert not list(run.rglob(".*")), "nothing half written is left"
+
+
+@pytest.mark.slow
+def test_a_run_whose_last_weights_could_not_be_kept_has_failed(
+    disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fit('"start": 5') == 1
+    out, err = capfd.readouterr()
+    (run,) = (disk / "runs").glob("*/*")
+    assert "test/mean_recall" in out, "what was measured is said all the same"
+    assert "last.ckpt was not saved: No space left on device" in err.splitlines()[-1]
+    assert "metrics.json was not written" in err.splitlines()[-1]
+    assert "go on with --ckpt_path" in err.splitlines()[-1]
+    assert open_checkpoint(run / "checkpoints" / "last.ckpt").rest["global_step"] == 4
+    assert damage(run / "checkpoints" / "last.ckpt") is None
+    assert not list(run.rglob(".*")), "nothing half written is left"
