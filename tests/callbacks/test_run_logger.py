@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,19 @@ def test_a_line_that_was_half_written_is_left_out(tmp_path: Path) -> None:
     assert again.rows_as_text() == [
         {"a": "1.0", "b": "2.0", "c": "", "step": "0"}, {"a": "3.0", "b": "", "c": "1.0", "step": "1"},
     ]  # fmt: skip
+
+
+def test_the_service_of_another_process_is_not_used(tmp_path: Path) -> None:
+    """Its variable goes to jobs that are submitted, and then means a socket of another machine."""
+    program = (
+        "import sys\nfrom mmlab.callbacks.run_logger import RunLogger\n"
+        "logger = RunLogger(sys.argv[1], name='one')\n"
+        "logger.log_metrics({'loss': 1.0}, step=0)\nlogger.finalize('success')\n"
+    )
+    gone = {"WANDB_SERVICE": f"3-1-unix-{tmp_path}/gone", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | gone, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "wandb" / "sent").read_text() == "1"
