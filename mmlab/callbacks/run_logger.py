@@ -34,8 +34,8 @@ class RunLogger(WandbLogger):
     """
 
     def __init__(self, save_dir: str, *, name: str, project: str = "mmlab", live: bool = True) -> None:
-        # The service of a process that started or submitted this one. It may run on another machine, and a run
-        # of its own that was killed stays "in use" there.
+        # The service of a process that started or submitted this one. It may run on another machine, and
+        # there a run whose process was killed stays "in use".
         os.environ.pop("WANDB_SERVICE", None)
         mode = os.environ.setdefault("WANDB_MODE", "offline")
         if mode == "online":
