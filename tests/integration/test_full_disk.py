@@ -8,15 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mmlab.cli import main
 from mmlab.parallel.stored import damage, open_checkpoint
 
+pytestmark = pytest.mark.slow
 SMOKE = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
 SMALL = (
     "--config", str(SMOKE), "--data.source.init_args.train", "64", "--data.source.init_args.val", "40",
@@ -27,8 +26,8 @@ SMALL = (
 
 
 @pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small disk, and the working directory on it."""
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small file system")
     folder = tmp_path / "disk"
@@ -36,31 +35,31 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
     if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
         pytest.skip("this machine lets nobody mount")
-    monkeypatch.setenv("MMLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", ["mmlab"])
-    monkeypatch.chdir(folder)
     try:
         yield folder
     finally:
-        os.chdir("/")
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", folder], check=True)
 
 
-def fit(*words: str) -> int:
-    filler = '[{"class_path": "disk_filler.DiskFiller", "init_args": {"file": "filler", %s}}]'
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return main(["fit", *SMALL, "--trainer.callbacks", filler % ", ".join(words)])
+def fit(disk: Path, **filler: int) -> subprocess.CompletedProcess[str]:
+    """Train on the disk, with a `DiskFiller`."""
+    settings = {"class_path": "disk_filler.DiskFiller", "init_args": {"file": "filler", **filler}}
+    return subprocess.run(
+        [sys.executable, "-m", "mmlab", "fit", *SMALL, "--trainer.callbacks", json.dumps([settings])],
+        cwd=disk, capture_output=True, text=True, check=False, timeout=500,
+        env=os.environ | {
+            "PYTHONPATH": str(Path(__file__).parent), "MMLAB_CACHE": str(disk.parent / "cache"),
+            "WANDB_MODE": "offline",
+        },
+    )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_room_that_comes_back_takes_all_that_had_to_wait(
-    disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert fit('"start": 3', '"stop": 9') == 0
+def test_room_that_comes_back_takes_all_that_had_to_wait(disk: Path) -> None:
+    done = fit(disk, start=3, stop=9)
+    assert done.returncode == 0, done.stderr
     (run,) = (disk / "runs").glob("*/*")
-    assert "last.ckpt was not saved: No space left on device" in caplog.text
-    assert caplog.text.count("metrics.csv was not written: No space left on device; the run goes on") == 1
+    assert "last.ckpt was not saved: No space left on device" in done.stderr
+    assert done.stderr.count("metrics.csv was not written: No space left on device; the run goes on") == 1
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert (run / "metrics.json").exists()
     with (run / "logs" / "metrics.csv").open() as file:
@@ -71,17 +70,15 @@ def test_room_that_comes_back_takes_all_that_had_to_wait(
     assert not list(run.rglob(".*")), "nothing half written is left"
 
 
-@pytest.mark.slow
-def test_a_run_whose_last_weights_could_not_be_kept_has_failed(
-    disk: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert fit('"start": 5') == 1
-    out, err = capfd.readouterr()
+def test_a_run_whose_last_weights_could_not_be_kept_has_failed(disk: Path) -> None:
+    done = fit(disk, start=5)
+    assert done.returncode == 1, done.stderr
     (run,) = (disk / "runs").glob("*/*")
-    assert "test/mean_recall" in out, "what was measured is said all the same"
-    assert "last.ckpt was not saved: No space left on device" in err.splitlines()[-1]
-    assert "metrics.json was not written" in err.splitlines()[-1]
-    assert "go on with --ckpt_path" in err.splitlines()[-1]
+    assert "test/mean_recall" in done.stdout, "what was measured is said all the same"
+    said = done.stderr.splitlines()[-1]
+    assert "last.ckpt was not saved: No space left on device" in said
+    assert "metrics.json was not written" in said
+    assert "go on with --ckpt_path" in said
     assert open_checkpoint(run / "checkpoints" / "last.ckpt").rest["global_step"] == 4
     assert damage(run / "checkpoints" / "last.ckpt") is None
     assert not list(run.rglob(".*")), "nothing half written is left"
