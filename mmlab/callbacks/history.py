@@ -41,7 +41,7 @@ class History(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
-        """None after a write that failed: it may have left half a line, so all is written anew."""
+        """Empty after a write that failed: it may have left half a line, so all is written anew."""
         self._waiting: list[dict[str, Any]] = []
         """Rows for which the disk had no room."""
 
