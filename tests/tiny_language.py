@@ -34,7 +34,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def wordpiece() -> PreTrainedTokenizerFast:
     """In the manner of BERT: lower case, accents and control characters dropped, special tokens around."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz'.:/@#-"]
-    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk", "[MASK]"]
+    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk", "[MASK]", "[unused1]", "[unused2]"]
     backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -123,7 +123,7 @@ def test_settings_that_leave_no_room(folders: dict[str, str], tmp_path: Path) ->
 def test_capital_letters_are_told_by_a_token_behind_the_word(folders: dict[str, str]) -> None:
     words = ["in", "Paris", "I", "met", "NASA", "iPhone", "U.S.", "7", "@paulwalk", "O'NEILL", "日本語"]
     mark = PreTrainedTokenizerFast.from_pretrained(folders["wordpiece"]).convert_tokens_to_ids
-    some, every = "[MASK]", "[CLS]"
+    some, every = "[unused1]", "[unused2]"
     plain = WordReader(folders["wordpiece"], max_length=400)
     reader = WordReader(folders["wordpiece"], max_length=400, casing=(some, every))
     reader.prepare()
@@ -136,6 +136,6 @@ def test_capital_letters_are_told_by_a_token_behind_the_word(folders: dict[str, 
 
 
 def test_a_mark_that_the_vocabulary_lacks(folders: dict[str, str]) -> None:
-    reader = WordReader(folders["wordpiece"], casing=("[MASK]", "[unused99]"))
+    reader = WordReader(folders["wordpiece"], casing=("[unused1]", "[unused99]"))
     with pytest.raises(ValueError, match=r"casing: '\[unused99\]' is no token"):
         reader.prepare()

@@ -128,7 +128,7 @@ def samples(case: Case, count: int) -> Iterator[Mapping[str, Any]]:
             if number % 4 != 0:
                 members = {"jpg": page(number)}
         else:
-            about |= {"words": ["see", "rome", "today"], "tags": ["O", "B-location", "O"]}
+            about |= {"words": ["see", "Rome", "today"], "tags": ["O", "B-location", "O"]}
         yield {"__key__": f"k{number}", "json": json.dumps(about).encode(), **members}
 
 
