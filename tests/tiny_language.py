@@ -31,10 +31,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def wordpiece() -> PreTrainedTokenizerFast:
+def wordpiece(*spare: str) -> PreTrainedTokenizerFast:
     """In the manner of BERT: lower case, accents and control characters dropped, special tokens around."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz'.:/@#-"]
-    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk", "[MASK]", "[unused1]", "[unused2]"]
+    pieces += [f"##{piece}" for piece in pieces[4:]] + ["photo", "##walk", "[MASK]", *spare]
     backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

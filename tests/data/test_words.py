@@ -27,7 +27,7 @@ AWKWARD = [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("words")
-    wordpiece().save_pretrained(folder / "wordpiece")
+    wordpiece("[unused1]", "[unused2]").save_pretrained(folder / "wordpiece")
     tiny_tokenizer().save_pretrained(folder / "bytes")
     return {name: str(folder / name) for name in ("wordpiece", "bytes")}
 

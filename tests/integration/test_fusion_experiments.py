@@ -85,7 +85,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Tiny models, as folders."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("text", "audio")}
     tiny_bert(folders["text"], vocabulary=100)
-    wordpiece().save_pretrained(folders["text"])
+    wordpiece("[unused1]", "[unused2]").save_pretrained(folders["text"])
     tiny_whisper_folder(folders["audio"])
     return {name: str(folder) for name, folder in folders.items()}
 
