@@ -98,17 +98,24 @@ class Line(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
 class Watch(Callback):
-    """Writes down what happens, and is told to stop at one of the moments."""
+    """Writes down what happens, and is told to stop, or killed, at one of the moments."""
 
     def __init__(self, events: list[Any], notice: Notice, stop: int | None) -> None:
         self.events = events
         self.notice = notice
-        self.left = stop
+        self.left = None if stop is None else abs(stop)
+        self.kill = stop is not None and stop < 0
 
     def moment(self) -> None:
         if self.left is not None:
             self.left -= 1
+            if self.left == 0 and self.kill:
+                raise Killed
             if self.left == 0:
                 self.notice.note(signal.SIGTERM, None)
 
@@ -152,7 +159,13 @@ class Outcome(NamedTuple):
 
 
 def train(folder: Path, case: Case, stops: list[int]) -> Outcome:
-    """Train to the end, stopped after so many moments of each attempt, and going on each time."""
+    """Train to the end, stopped after so many moments of each attempt, and going on each time.
+
+    Args:
+        folder: Of the run.
+        case: How it is set up.
+        stops: Moments of each attempt but the last; below 0 it is killed.
+    """
     events: list[Any] = []
     for stop in [*stops, None]:
         notice = Notice()
@@ -178,6 +191,8 @@ def train(folder: Path, case: Case, stops: list[int]) -> Outcome:
         except SIGTERMException:
             assert newest_good(folder / "checkpoints") is not None
             continue
+        except Killed:
+            continue
         weight = [float(value) for parameter in model.parameters() for value in parameter.detach().flatten()]
         best = {Path(path).name: float(score) for path, score in checkpoints.best_k_models.items()}
         files = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -201,3 +216,18 @@ def test_nothing_is_repeated_and_nothing_is_lost(
 ) -> None:
     found = train(tmp_path_factory.mktemp("stopped"), CASES[name], stops)
     assert found == undisturbed[name]
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+@given(stops=st.lists(st.integers(-EVENTS, EVENTS).filter(bool), min_size=1, max_size=5))
+def test_what_is_killed_in_between_is_repeated_alike(
+    tmp_path_factory: pytest.TempPathFactory, undisturbed: dict[str, Outcome], name: str, stops: list[int]
+) -> None:
+    found = train(tmp_path_factory.mktemp("killed"), CASES[name], stops)
+    expected = undisturbed[name]
+    # Of a validation that follows a checkpoint of its step, the row stays when a kill makes it come again.
+    rows = [row for number, row in enumerate(found.rows) if row not in found.rows[:number]]
+    assert found._replace(events=[], rows=rows) == expected._replace(events=[])
