@@ -194,8 +194,8 @@ class Preemption(BatchEnds):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give back what had been measured: checkpoints and early stopping go by the last score."""
-        # Lightning forgets the epoch that it has begun where it goes on at the beginning of one. Checkpoints of
-        # that epoch would then count it as one more, and a run from them would end an epoch early.
+        # Lightning forgets the epoch that it has begun where it goes on at the beginning of one. Checkpoints
+        # of that epoch would then count it as one more, and a run from them would end an epoch early.
         epochs = trainer.fit_loop.epoch_progress
         epochs.current.ready = epochs.total.ready
         trainer._logger_connector._callback_metrics.update(self._metrics)

@@ -98,7 +98,7 @@ class Line(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -115,7 +115,7 @@ class Watch(Callback):
         if self.left is not None:
             self.left -= 1
             if self.left == 0 and self.kill:
-                raise Killed
+                raise KilledError
             if self.left == 0:
                 self.notice.note(signal.SIGTERM, None)
 
@@ -191,7 +191,7 @@ def train(folder: Path, case: Case, stops: list[int]) -> Outcome:
         except SIGTERMException:
             assert newest_good(folder / "checkpoints") is not None
             continue
-        except Killed:
+        except KilledError:
             continue
         weight = [float(value) for parameter in model.parameters() for value in parameter.detach().flatten()]
         best = {Path(path).name: float(score) for path, score in checkpoints.best_k_models.items()}
