@@ -26,8 +26,9 @@ _RANKING = (
     "current_score",
 )  # fmt: skip
 """Attributes of Lightning's callback that say which checkpoints are the best."""
-_BEFORE = "before"
-"""In the state of this callback: what these were before the newest of them was written."""
+_BEFORE, _RANKED, _DEFERRED = "before", "ranked_step", "deferred"
+"""In the state of this callback: what these were before the newest of them was written, the last step that
+was looked at, and whether the next validation decides of one."""
 
 
 class Checkpoints(ModelCheckpoint):
@@ -63,6 +64,8 @@ class Checkpoints(ModelCheckpoint):
         self.minutes = minutes
         self._saved_at = time.monotonic()
         self._newest_step = 0
+        self._ranked_step = 0
+        """The last whose score was looked at."""
         self._before: dict[str, Any] | None = None
         self._told = 0
 
@@ -164,6 +167,7 @@ class Checkpoints(ModelCheckpoint):
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         self._settle(trainer)
         self._before = self._ranking()
+        self._ranked_step, self._defer_save_until_validation = trainer.global_step, False
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
@@ -209,12 +213,16 @@ class Checkpoints(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, and what to fall back on if the newest of the best is not written in the end."""
-        return super().state_dict() | ({} if self._before is None else {_BEFORE: self._before})
+        own = {_RANKED: self._ranked_step, _DEFERRED: self._defer_save_until_validation}
+        return super().state_dict() | own | ({} if self._before is None else {_BEFORE: self._before})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state from a checkpoint, without what is not there; every rank must call this."""
-        before = state_dict.get(_BEFORE)
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != _BEFORE})
+        state_dict = dict(state_dict)
+        before = state_dict.pop(_BEFORE, None)
+        self._ranked_step = self._last_global_step_saved = state_dict.pop(_RANKED, 0)
+        self._defer_save_until_validation = state_dict.pop(_DEFERRED, False)
+        super().load_state_dict(state_dict)
         self._drop_missing()
         lost = self.best_model_path != state_dict["best_model_path"]
         if before is not None and lost and self.dirpath == state_dict["dirpath"]:

@@ -17,6 +17,8 @@ from mmlab.callbacks.spared import spared
 from mmlab.runs.directory import put_text
 
 STEP = "step"
+VALIDATION = "val/"
+"""What names of what a validation gives begin with."""
 
 
 class Row(NamedTuple):
@@ -76,16 +78,25 @@ class History(Logger):
                 self._rewrite([*self.rows_as_text(), *self._waiting])
             self._waiting = []
 
-    def go_on(self, step: int) -> list[Row]:
+    def go_on(self, step: int, validated: bool = True) -> list[Row]:
         """Forget what was logged after a checkpoint, in a run that goes on from it; on rank 0.
 
         Args:
             step: Steps that the checkpoint has done.
+            validated: False: the run goes on with a validation of that step, so what came of it before, and
+                what came after it, is forgotten too.
 
         Returns:
             What stays.
         """
-        rows = [row for row in self.rows_as_text() if row.get(STEP) and int(row[STEP]) < step]
+        rows = []
+        for row in self.rows_as_text():
+            if not row.get(STEP) or int(row[STEP]) >= step:
+                continue
+            last = int(row[STEP]) == step - 1
+            if last and not validated and any(row[name] for name in row if name.startswith(VALIDATION)):
+                break
+            rows.append(row)
         self._rewrite(rows)
         return [
             Row({name: float(value) for name, value in row.items() if name != STEP and value}, int(row[STEP]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -60,6 +61,8 @@ class Preemption(BatchEnds):
         """The signal at which the run stopped; on every rank, whoever got it."""
         self._metrics: dict[str, Tensor] = {}
         self._kill_wait = 30.0
+        self._max_steps: int | None = None
+        """The trainer's, while it has another."""
         self._reset()
 
     def _reset(self) -> None:
@@ -82,12 +85,22 @@ class Preemption(BatchEnds):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.notice.note(signum, frame)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Number what is logged by the steps that are done."""
+        # Where `max_steps` is set, a run that goes on from the end of an epoch would count one more.
+        if pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out a validation that would not come to its end."""
         self._count_anew()
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._in_validation = True
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         if progress.ready != progress.completed:  # as a checkpoint had it, see `on_save_checkpoint`
             progress.reset()
@@ -173,10 +186,13 @@ class Preemption(BatchEnds):
                 progress["completed"] = progress["processed"]
                 progress = loop["epoch_loop.val_loop.batch_progress"][count]
                 progress |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        elif self._epoch_over and self._stop:
-            # It knows the beginning of an epoch; at the end of one it would end it again.
+        elif self._epoch_over:
+            # It knows the beginning of an epoch. At the end of one it would end it again, and where
+            # `max_steps` is set and nothing validates, train on one batch more.
             for count in ("total", "current"):
-                loop["epoch_progress"][count]["ready"] += 1
+                progress = loop["epoch_progress"][count]
+                progress["completed"] = progress["processed"]
+                progress["ready"] = progress["processed"] + 1
             batches_done = loop["epoch_loop.batch_progress"]
             batches_done["is_last_batch"] = False
             batches_done["current"] |= dict.fromkeys(batches_done["current"], 0)
@@ -189,8 +205,14 @@ class Preemption(BatchEnds):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember what had been measured."""
+        """Remember what had been measured, and see to a last validation that is due."""
         self._metrics = {name: torch.tensor(value) for name, value in checkpoint.get(METRICS, {}).items()}
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        loop, step = trainer.fit_loop.epoch_loop, checkpoint["global_step"]
+        if 0 <= loop.max_steps <= step and not validated(checkpoint):
+            # Lightning would take the run for done.
+            self._max_steps, loop.max_steps = loop.max_steps, step + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give back what had been measured: checkpoints and early stopping go by the last score."""
@@ -232,6 +254,12 @@ class Preemption(BatchEnds):
         if left >= last.seconds:
             return "all"
         return "weights" if left >= last.seconds * last.weights / last.size else "nothing"
+
+
+def validated(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a run that goes on from a checkpoint need not begin with a validation."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+    return bool(progress["ready"] == progress["completed"])
 
 
 class _Notes(NamedTuple):

@@ -55,6 +55,8 @@ class RunLogger(WandbLogger):
         self._folder = Path(save_dir) / _FOLDER
         self._waiting: list[Row] = []
         self._sent = 0
+        self._repeated = 0
+        """Rows to come that had been sent before."""
         self._identified = False
 
     @rank_zero_only
@@ -70,6 +72,8 @@ class RunLogger(WandbLogger):
         sent = self._folder / "sent"
         self._sent = int(sent.read_text(encoding="utf-8")) if sent.exists() else 0
         self._waiting = list(rows[self._sent :])
+        # A validation that comes again: its checkpoint was made before, and held its step.
+        self._repeated = 0 if self.live else max(0, self._sent - len(rows))
         self.send()
 
     @rank_zero_only
@@ -94,7 +98,8 @@ class RunLogger(WandbLogger):
         if not ready:
             return
         self._waiting = [row for row in self._waiting if before is not None and row.step >= before]
-        for row in ready:
+        known, self._repeated = self._repeated, max(0, self._repeated - len(ready))
+        for row in ready[known:]:
             # A number of its own for each row: several are logged at one step, and one that is not above
             # the last would be dropped.
             self.experiment.log(row.metrics | {"trainer/global_step": row.step}, step=self._sent)

@@ -33,7 +33,15 @@ from mmlab.callbacks.whereabouts import Whereabouts
 from mmlab.commands import automatic, rolled_back
 from mmlab.commands.check_features import check_features
 from mmlab.commands.init_from import add_init_from, begin
-from mmlab.commands.resume import Resume, continue_logs, default_resume, find_run, find_start
+from mmlab.commands.resume import (
+    Resume,
+    Start,
+    continue_logs,
+    default_resume,
+    find_run,
+    find_start,
+    read_start,
+)
 from mmlab.data.module import ShardData
 from mmlab.launch.notice import Notice
 from mmlab.launch.own_job import OwnJob
@@ -216,14 +224,14 @@ class CommandLine(LightningCLI):
         start = find_start(self.directory)
         if start is None:
             if self.trainer.is_global_zero:
-                continue_logs(self.trainer.loggers, 0)  # of an attempt that saved nothing
+                continue_logs(self.trainer.loggers, Start(0))  # of an attempt that saved nothing
             return
         # Also where a checkpoint is named: that was the beginning.
         config.ckpt_path = self.config_init[self.subcommand].ckpt_path = str(start)
-        step = int(open_checkpoint(start).rest["global_step"])
-        self._show(f"goes on from {start}, step {step}")
+        stand = read_start(start)
+        self._show(f"goes on from {start}, step {stand.step}")
         if self.trainer.is_global_zero:
-            continue_logs(self.trainer.loggers, step)
+            continue_logs(self.trainer.loggers, stand)
 
     def _start_from_weights(self) -> None:
         """Where `--ckpt_path` holds weights alone, begin with them instead of going on."""

@@ -26,6 +26,8 @@ def quiet() -> None:
     """Leave out what tells the user nothing that could be acted on."""
     os.environ.setdefault("WANDB_SILENT", "true")  # the results say how to sync
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    # A log file on a full disk would show a traceback for each line that it misses.
+    logging.raiseExceptions = False
     for message, _reason in _NOISE:
         warnings.filterwarnings("ignore", message=message)
 

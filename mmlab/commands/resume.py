@@ -8,14 +8,16 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mmlab.callbacks.history import History
+from mmlab.callbacks.preemption import validated
 from mmlab.callbacks.run_logger import RunLogger
 from mmlab.launch.own_job import OwnJob
+from mmlab.parallel.stored import open_checkpoint
 from mmlab.runs.checkpoint import FOLDER, newest_good
 from mmlab.runs.directory import SHARED_ID, attempt_id, launched_id, run_directory, write_json
 from mmlab.runs.status import Status, read_status
@@ -125,18 +127,33 @@ def _wait_for(note: Path) -> str:
     return chosen
 
 
-def continue_logs(loggers: Sequence[Logger], step: int) -> None:
-    """Let the loggers go on where a checkpoint stands, on the first rank.
+class Start(NamedTuple):
+    """Where training goes on."""
 
-    What was logged after it is logged again.
+    step: int
+    """Steps that are done."""
+    validated: bool = True
+    """False: with a validation of these steps."""
+
+
+def read_start(checkpoint: Path) -> Start:
+    """Where training goes on from a checkpoint."""
+    rest = open_checkpoint(checkpoint).rest
+    return Start(int(rest["global_step"]), validated(rest))
+
+
+def continue_logs(loggers: Sequence[Logger], start: Start) -> None:
+    """Let the loggers go on where training goes on, on the first rank.
+
+    What was logged after that is logged again.
 
     Args:
         loggers: Of the trainer.
-        step: Steps that the checkpoint has done.
+        start: Where a checkpoint stands.
     """
     for history in loggers:
         if isinstance(history, History):
-            rows = sorted(history.go_on(step), key=lambda row: row.step)
+            rows = sorted(history.go_on(*start), key=lambda row: row.step)
             for logger in loggers:
                 if isinstance(logger, RunLogger):
                     logger.go_on(rows)

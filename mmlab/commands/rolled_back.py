@@ -7,8 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from mmlab.callbacks.non_finite import RollBack
-from mmlab.commands.resume import continue_logs
-from mmlab.parallel.stored import open_checkpoint
+from mmlab.commands.resume import continue_logs, read_start
 
 
 def fit(trainer: Trainer, settings: dict[str, Any]) -> None:
@@ -24,4 +23,4 @@ def fit(trainer: Trainer, settings: dict[str, Any]) -> None:
         except RollBack as back:
             settings = settings | {"ckpt_path": back.checkpoint, "weights_only": True}
             if trainer.is_global_zero:
-                continue_logs(trainer.loggers, int(open_checkpoint(back.checkpoint).rest["global_step"]))
+                continue_logs(trainer.loggers, read_start(Path(back.checkpoint)))

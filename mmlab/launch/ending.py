@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mmlab.launch.own_job import OwnJob
@@ -42,14 +43,17 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     failure = _failure(run, status, own=own)
     clear_failure(run)
     past = past_failures(run)
-    keep_failure(run, failure)
-    verdict = _verdict(failure, past, status=status, requeues=requeues)
-    write_status(run, before._replace(state="failed", reason=verdict or failure.what))
+    failures = len(past) + 1
+    if not _written(lambda: keep_failure(run, failure)) and job is not None:
+        # Of failures that nobody can list, Slurm's count sees to it that they come to an end.
+        failures = max(failures, job.restarts + 1)
+    verdict = _verdict(failure, past, failures=failures, status=status, requeues=requeues)
+    _written(lambda: write_status(run, before._replace(state="failed", reason=verdict or failure.what)))
     _say(f"{run}: {failure.what}, at step {failure.step} (status {status})")
     if verdict is not None or job is None:
         _say(verdict or "no Slurm job: not begun again")
         return status
-    _say(job.requeue(f"for attempt {len(past) + 2} of {requeues + 1}"))
+    _say(job.requeue(f"for attempt {failures + 1} of {requeues + 1}"))
     return status
 
 
@@ -75,16 +79,28 @@ def _failure(run: Path, status: int, *, own: bool) -> Failure:
     return Failure(what, last.step, last.listing(), last.rank, time=time.time())
 
 
-def _verdict(failure: Failure, past: list[Failure], *, status: int, requeues: int) -> str | None:
-    """Why the job is not begun again; None: it is."""
+def _verdict(
+    failure: Failure, past: list[Failure], *, failures: int, status: int, requeues: int
+) -> str | None:
+    """Why the job is not begun again, after so many failures; None: it is."""
     if failure.hopeless or status == INTERRUPTED:
         return "not begun again: it would be no better"
     if past and failure.like(past[-1]):
         samples = f"; its samples: {failure.samples}" if failure.samples else ""
         return f"not begun again: twice the same at step {failure.step}: {failure.what}{samples}"
-    if len(past) >= requeues:
-        return f"not begun again: {len(past) + 1} failures, and --requeues is {requeues}"
+    if failures > requeues:
+        return f"not begun again: {failures} failures, and --requeues is {requeues}"
     return None
+
+
+def _written(write: Callable[[], None]) -> bool:
+    """Write, and say so where the disk has no room."""
+    try:
+        write()
+    except OSError as error:
+        _say(f"not written: {error}")
+        return False
+    return True
 
 
 def _say(what: str) -> None:

@@ -72,8 +72,12 @@ def past_failures(run: Path) -> list[Failure]:
 
 def keep_failure(run: Path, failure: Failure) -> None:
     """Add the failure of an attempt that is over to those of the run."""
-    with (run / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(failure._asdict()) + "\n")
+    path = run / FILE
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(failure._asdict()) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read(text: str) -> Failure:

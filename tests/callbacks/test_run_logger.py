@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmlab.callbacks.history import History
 from mmlab.callbacks.run_logger import RunLogger
-from mmlab.commands.resume import continue_logs
+from mmlab.commands.resume import Start, continue_logs
 
 
 class Service:
@@ -75,7 +75,7 @@ def test_every_step_is_logged_once_whenever_the_run_is_killed(
     start = 0
     for end, unsent in [*ends, (40, 0)]:
         run, history = loggers(folder, live=False)
-        continue_logs([run, history], start)
+        continue_logs([run, history], Start(start))
         saved = start
         for step in range(start, max(end, start)):
             for name in ("train/loss", "val/loss") if step % 5 == 4 else ("train/loss",):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from mmlab.launch import slurm
+from mmlab.launch import ending, slurm
 from mmlab.launch.ending import ended
 from mmlab.runs.attempts import Failure, note_failure, past_failures
 from mmlab.runs.rank_page import RankPage
@@ -120,6 +122,23 @@ def test_what_would_be_no_better_is_not_begun_again(
         note_failure(tmp_path, Failure("ValueError: no such field", 0, hopeless=True))
     assert ended(tmp_path, status, requeues=3) == status
     assert requeued == []
+
+
+def test_on_a_full_disk_it_begins_again_as_often(
+    tmp_path: Path, requeued: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def full(run: Path, failure: Failure) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "failures.jsonl"))
+
+    monkeypatch.setattr(ending, "keep_failure", full)
+    for restarts in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        assert ended(tmp_path, 137, requeues=2) == 137
+    assert requeued == [REQUEUE, REQUEUE]
+    said = capsys.readouterr().err
+    assert f"not written: [Errno 28] No space left on device: '{tmp_path / 'failures.jsonl'}'" in said
+    assert "not begun again: 3 failures, and --requeues is 2" in said
 
 
 def test_outside_a_job_nothing_is_requeued(
