@@ -23,4 +23,4 @@ def fit(trainer: Trainer, settings: dict[str, Any]) -> None:
         except RollBack as back:
             settings = settings | {"ckpt_path": back.checkpoint, "weights_only": True}
             if trainer.is_global_zero:
-                continue_logs(trainer.loggers, read_start(Path(back.checkpoint)))
+                continue_logs(trainer.loggers, read_start(back.checkpoint))
