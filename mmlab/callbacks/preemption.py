@@ -186,6 +186,11 @@ class Preemption(BatchEnds):
                 progress["completed"] = progress["processed"]
                 progress = loop["epoch_loop.val_loop.batch_progress"][count]
                 progress |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        elif self._epoch_over and not _ends_epoch(trainer):
+            # `max_steps` has ended it; a run with more goes on within it.
+            for count in ("total", "current"):
+                progress = loop["epoch_progress"][count]
+                progress["completed"] = progress["processed"] = progress["started"] - 1
         elif self._epoch_over:
             # It knows the beginning of an epoch. At the end of one it would end it again, and where
             # `max_steps` is set and nothing validates, train on one batch more.

@@ -234,3 +234,23 @@ def test_what_is_killed_in_between_is_repeated_alike(
 ) -> None:
     found = train(tmp_path_factory.mktemp("killed"), CASES[name], stops)
     assert found._replace(events=[]) == undisturbed[name]._replace(events=[])
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"max_epochs": 2}, {"max_epochs": 3}),
+        ({"max_steps": 9}, {"max_steps": 15}),
+        ({"max_steps": 9}, {"max_epochs": 3}),
+        ({"max_epochs": 2}, {"max_steps": 15}),
+    ],
+)
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_run_that_has_ended_goes_on_with_more(
+    tmp_path: Path, first: dict[str, Any], then: dict[str, Any], validates: bool
+) -> None:
+    train(tmp_path / "run", Case(first, validates), [])
+    found = train(tmp_path / "run", Case(then, validates), [])
+    expected = train(tmp_path / "whole", Case(then, validates), [])
+    # The first run looks at its score where it ends.
+    assert found._replace(events=[], best={}, files=[]) == expected._replace(events=[], best={}, files=[])

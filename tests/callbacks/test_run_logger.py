@@ -104,6 +104,28 @@ def test_every_step_is_logged_once_whenever_the_run_is_killed(
     assert rows == expected
 
 
+def test_a_validation_that_comes_again_is_there_once(tmp_path: Path, service: Service) -> None:
+    """The run dies before a checkpoint holds what it gave, and goes on from one that was made before it."""
+    for attempt, start in enumerate((Start(0), Start(2, validated=False))):
+        run, history = loggers(tmp_path, live=False)
+        continue_logs([run, history], start)
+        rows = [("train/loss", 0), ("train/loss", 1)] if attempt == 0 else []
+        rows += [("val/loss", 1)] if attempt == 0 else [("val/loss", 1), ("train/loss", 2)]
+        for name, step in rows:
+            run.log_metrics({name: 1.0}, step=step)
+            history.log_metrics({name: 1.0}, step=step)
+            run.send(2)
+    run.finalize("success")
+    expected = [("train/loss", 0), ("train/loss", 1), ("val/loss", 1), ("train/loss", 2)]
+    sent = [(next(iter(row)), row["trainer/global_step"]) for _, row in sorted(service.rows.items())]
+    assert sent == expected
+    kept = [
+        ("train/loss" if row["train/loss"] else "val/loss", int(row["step"]))
+        for row in history.rows_as_text()
+    ]
+    assert kept == expected
+
+
 def test_a_live_logger_sends_at_once(tmp_path: Path, service: Service) -> None:
     run, _ = loggers(tmp_path, live=True)
     run.log_metrics({"train/loss": 1.0}, step=0)
