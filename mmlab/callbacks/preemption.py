@@ -215,7 +215,7 @@ class Preemption(BatchEnds):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         loop, step = trainer.fit_loop.epoch_loop, checkpoint["global_step"]
-        if 0 <= loop.max_steps <= step and not validated(checkpoint):
+        if trainer.limit_val_batches != 0 and 0 <= loop.max_steps <= step and not validated(checkpoint):
             # Lightning would take the run for done.
             self._max_steps, loop.max_steps = loop.max_steps, step + 1
 
