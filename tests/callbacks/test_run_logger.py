@@ -106,11 +106,13 @@ def test_every_step_is_logged_once_whenever_the_run_is_killed(
 
 def test_a_validation_that_comes_again_is_there_once(tmp_path: Path, service: Service) -> None:
     """The run dies before a checkpoint holds what it gave, and goes on from one that was made before it."""
-    for attempt, start in enumerate((Start(0), Start(2, validated=False))):
+    attempts = {
+        Start(0): [("train/loss", 0), ("train/loss", 1), ("val/loss", 1)],
+        Start(2, validated=False): [("val/loss", 1), ("train/loss", 2)],
+    }
+    for start, rows in attempts.items():
         run, history = loggers(tmp_path, live=False)
         continue_logs([run, history], start)
-        rows = [("train/loss", 0), ("train/loss", 1)] if attempt == 0 else []
-        rows += [("val/loss", 1)] if attempt == 0 else [("val/loss", 1), ("train/loss", 2)]
         for name, step in rows:
             run.log_metrics({name: 1.0}, step=step)
             history.log_metrics({name: 1.0}, step=step)
