@@ -22,6 +22,9 @@ FAULTS = int(os.environ.get("MMLAB_FAULTS", "2"))
 PATIENCE = 600.0
 STEPS = 8
 """At most so many steps go by from one fault to the next."""
+BOOT_SECONDS = 120.0
+"""From losing its power to being back, as a server would take. On a node that is back within 90 seconds Slurm
+may end a second attempt (docs/slurm.md), and then a restart would not be this test's doing."""
 
 
 @pytest.fixture
@@ -66,8 +69,10 @@ def rank_killed(training: Training) -> None:
 
 
 def power_cut(training: Training) -> None:
+    back = time.monotonic() + BOOT_SECONDS
     training.site.cluster.crash("node2")
     training.site.cluster.wait_for(training.job, ["PENDING"], PATIENCE)
+    time.sleep(max(0.0, back - time.monotonic()))
     training.site.cluster.boot("node2")
 
 
