@@ -104,12 +104,15 @@ class AnswerPage(Callback):
 
     Args:
         samples: How many.
+        question: Field of the sample (`json.question`) that is shown as what was asked; None: what readers of
+            text read. For questions that the model reads as numbers.
     """
 
-    def __init__(self, samples: int = 12) -> None:
+    def __init__(self, samples: int = 12, question: str | None = None) -> None:
         if samples < 1:
             raise ValueError(f"samples={samples}: at least 1")
         self.samples = samples
+        self.question = question
         self._predicted: list[Predicted] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,7 +154,7 @@ class AnswerPage(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         wanted = min(self.samples, len(answered))
         chosen = [answered[number * len(answered) // wanted] for number in range(wanted)]
-        rows = [(one, data.exhibit(split, one.place)) for one in chosen]
+        rows = [(one, self._exhibit(data, split, one.place)) for one in chosen]
         spare_text(
             Path(trainer.default_root_dir) / f"answers-{split}.html",
             f"<!doctype html><meta charset=utf-8><title>Answers</title><style>{STYLE}</style>"
@@ -162,6 +165,12 @@ class AnswerPage(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 _log(logger, rows, split=split)
+
+    def _exhibit(self, data: Any, split: str, place: int) -> Any:
+        shown = data.exhibit(split, place)
+        if self.question is None:
+            return shown
+        return shown._replace(texts=tuple(map(str, data.field(split, place, self.question))))
 
 
 def _answered(pl_module: L.LightningModule) -> Sequence[Any]:
@@ -176,10 +185,10 @@ def _section(answered: Any, shown: Any) -> str:
     media += "".join(sound_tag(sound.extension, sound.content) for sound in shown.sounds)
     right = answered.prediction.casefold() in [reference.casefold() for reference in answered.references]
     references = "; ".join(answered.references[:5])
-    asked = html.escape(shown.texts[0]) if shown.texts else ""
+    asked = f"<div class='card wide'>{html.escape(shown.texts[0])}</div>" if shown.texts else ""
     return (
         f"<div class=row><div class='card query'>{media}<div class=note>{html.escape(shown.key)}</div></div>"
-        f"<div class='card wide'>{asked}</div><span class=arrow>&rarr;</span>"
+        f"{asked}<span class=arrow>&rarr;</span>"
         f"<div class='card wide {'right' if right else ''}'>{html.escape(_said(answered))}"
         f"<div class=note>{html.escape(references)}</div></div></div>"
     )

@@ -175,6 +175,16 @@ def test_it_learns_what_is_in_the_list(
     assert "Colour?" in page
 
 
+def test_a_page_shows_the_field_that_says_what_was_asked(
+    folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
+    trainer(AnswerPage(3, question="json.question_id")).test(make_task(), make_data(folder), verbose=False)
+    page = (tmp_path / "answers-test.html").read_text(encoding="utf-8")
+    assert "Colour?" not in page
+    for number in (0, 7, 14):
+        assert f"<div class='card wide'>{number}</div><span class=arrow>" in page
+
+
 def test_answers_are_written_in_the_form_that_a_benchmark_takes(
     folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
