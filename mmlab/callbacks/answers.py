@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import wandb
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.utilities import rank_zero_info
 
 from mmlab import collectives
 from mmlab.callbacks.cards import STYLE, open_picture, sound_tag, thumbnail
@@ -155,6 +156,8 @@ class AnswerPage(Callback):
         wanted = min(self.samples, len(answered))
         chosen = [answered[number * len(answered) // wanted] for number in range(wanted)]
         rows = [(one, self._exhibit(data, split, one.place)) for one in chosen]
+        if self.question is not None and not any(shown.texts for _, shown in rows):
+            rank_zero_info(f"answers-{split}.html: no sample on it has the field {self.question}")
         spare_text(
             Path(trainer.default_root_dir) / f"answers-{split}.html",
             f"<!doctype html><meta charset=utf-8><title>Answers</title><style>{STYLE}</style>"

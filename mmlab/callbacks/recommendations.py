@@ -59,14 +59,14 @@ class RecommendationLists(Callback):
         )
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         spare_text(folder / "recommendations.jsonl", "".join(lines))
-        wanted = min(self.users, len(users))
+        wanted, count = min(self.users, len(users)), len(offered.number)
         chosen = [number * len(users) // wanted for number in range(wanted)]
         spare_text(
             folder / "recommendations.html",
             f"<!doctype html><meta charset=utf-8><title>Recommendations</title><style>{STYLE}</style>"
             f"<h1>What is recommended to {wanted} of {len(users)} users</h1><p>Users are spread evenly over "
             "the test split, not chosen. Left: what a user liked before, the latest first. Right: the first "
-            f"{self.length} of {len(offered.number)}; green is what the user liked afterwards.</p>"
+            f"{min(self.length, count)} of {count}; green is what the user liked afterwards.</p>"
             + "".join(_section(users[n], lists[n], names) for n in chosen),
         )
 

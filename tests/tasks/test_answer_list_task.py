@@ -185,6 +185,14 @@ def test_a_page_shows_the_field_that_says_what_was_asked(
         assert f"<div class='card wide'>{number}</div><span class=arrow>" in page
 
 
+def test_a_field_that_no_sample_has_is_named(
+    folder: Path, trainer: Callable[..., L.Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer(AnswerPage(question="json.wanted")).test(make_task(), make_data(folder), verbose=False)
+    assert "answers-test.html: no sample on it has the field json.wanted" in caplog.text
+
+
 def test_answers_are_written_in_the_form_that_a_benchmark_takes(
     folder: Path, trainer: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:
