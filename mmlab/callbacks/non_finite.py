@@ -130,7 +130,7 @@ class NonFinite(Callback):
             return
         data, path = _data(trainer), _windows_file(trainer)
         if data is not None:
-            known = json.loads(path.read_text())["windows"] if path.exists() else None
+            known = _read_windows(path)
             known = collectives.gather_objects(known)[0]
             if known is not None:
                 data.skips.know(known)
@@ -339,6 +339,15 @@ def _data(trainer: L.Trainer) -> Any:
     """The data of the run, if they can leave out windows."""
     data = getattr(trainer, "datamodule", None)
     return data if hasattr(data, "skips") else None
+
+
+def _read_windows(path: Path) -> list[Any] | None:
+    """What was written; None: nothing was, or a lost node has left an empty file."""
+    try:
+        found: list[Any] = json.loads(path.read_text(encoding="utf-8"))["windows"]
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
 
 
 def _windows_file(trainer: L.Trainer) -> Path:

@@ -28,6 +28,7 @@ from mmlab.launch.own_job import OwnJob, kill_wait
 from mmlab.parallel.checkpoint_files import CheckpointFiles
 from mmlab.runs.checkpoint import Weights, write_weights
 from mmlab.runs.rank_page import Phase
+from mmlab.runs.status import read_status
 from mmlab.tasks.base import BaseTask
 
 METRICS = "metrics"
@@ -235,7 +236,7 @@ class Preemption(BatchEnds):
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
             return
         files = files_of(trainer)
-        plan = collectives.gather_objects(self._plan(files) if trainer.is_global_zero else None)[0]
+        plan = collectives.gather_objects(self._plan(trainer, files) if trainer.is_global_zero else None)[0]
         for callback in _keepers(trainer):
             callback.save_on_exception = False
             if plan == "all":
@@ -250,14 +251,20 @@ class Preemption(BatchEnds):
         if files is not None:
             files.wait()
 
-    def _plan(self, files: CheckpointFiles | None) -> Literal["all", "weights", "nothing"]:
+    def _plan(
+        self, trainer: L.Trainer, files: CheckpointFiles | None
+    ) -> Literal["all", "weights", "nothing"]:
         """What there is time to save, by what the last save took; on rank 0."""
         job, last = OwnJob.find(), None if files is None else files.last_save
-        if job is None or last is None or self.stopped is None:
+        # One that has not saved since it began again goes by what the attempt before has noted.
+        before = read_status(Path(trainer.default_root_dir)).save_seconds if last is None else last.seconds
+        if job is None or before is None or self.stopped is None:
             return "all"
         left = job.seconds_left(self.stopped, kill_wait=self._kill_wait)
-        if left >= last.seconds:
+        if left >= before:
             return "all"
+        if last is None:
+            return "weights"
         return "weights" if left >= last.seconds * last.weights / last.size else "nothing"
 
 
@@ -296,6 +303,7 @@ def _save_weights(trainer: L.Trainer, folder: Path) -> None:
     elif trainer.is_global_zero:
         kept: dict[str, Any] = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(kept)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"stopped-step{trainer.global_step}.safetensors"
         write_weights(path, Weights(kept["state_dict"], **kept["adaptation"]))
         for older in folder.glob("stopped-step*.safetensors"):

@@ -70,7 +70,8 @@ class RunLogger(WandbLogger):
         if identity.exists():
             self._wandb_init["id"] = self._id = identity.read_text(encoding="utf-8").strip()
         sent = self._folder / "sent"
-        self._sent = int(sent.read_text(encoding="utf-8")) if sent.exists() else 0
+        number = sent.read_text(encoding="utf-8") if sent.exists() else ""
+        self._sent = int(number) if number.isdecimal() else 0
         self._waiting = list(rows[self._sent :])
         # A validation that comes again: its checkpoint was made before, and held its step.
         self._repeated = 0 if self.live else max(0, self._sent - len(rows))

@@ -24,7 +24,7 @@ from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
 from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failures
 from mmlab.runs.rank_page import Phase, read_pages
-from mmlab.runs.status import FILE, State, Status, write_status
+from mmlab.runs.status import FILE, State, Status, read_status, write_status
 
 EVERY = 5.0
 """Seconds from one note to the next."""
@@ -66,6 +66,7 @@ class Standing(BatchEnds):
             clear_failure(self.directory)
             self._forget(trainer.world_size)
             self.directory.mkdir(parents=True, exist_ok=True)
+            self.status = self.status._replace(save_seconds=read_status(self.directory).save_seconds)
             self._write(trainer, "running")
 
     def _forget(self, ranks: int) -> None:
@@ -81,7 +82,8 @@ class Standing(BatchEnds):
         total = trainer.estimated_stepping_batches  # every rank must ask
         self._steps = None if total == float("inf") else int(total)
         if trainer.ckpt_path is not None:
-            self.status = self.status._replace(saved_step=trainer.global_step, saved_at=time.time())
+            saved = Path(trainer.ckpt_path).stat().st_mtime
+            self.status = self.status._replace(saved_step=trainer.global_step, saved_at=saved)
 
     def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
         """Write, if it is time."""

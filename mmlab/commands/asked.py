@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from dataclasses import replace
@@ -57,12 +58,19 @@ def job_asked(asked: argparse.Namespace, words: list[str]) -> JobSpec:
     Raises:
         ValueError: The profile does not fit, no config is named, no walltime, or a name that no job can have.
     """
+    _refuse_misspelt(words, [name for name in vars(asked) if name not in ("run", "words")])
     files = config_files(words)
     if not files:
         raise ValueError("no config: name one with --config FILE, as for `mmlab fit`")
     site = Profile() if asked.profile is None else Profile.read(asked.profile)
     given = {name: value for name in _SITE if (value := getattr(asked, name)) is not None}
-    site = replace(site, **given)
+    # What sbatch would take from the environment where its script says nothing.
+    usual = {
+        name: value
+        for name in _SITE
+        if getattr(site, name) is None and (value := os.environ.get(f"SBATCH_{name.upper()}"))
+    }
+    site = replace(site, **(usual | given))
     name = asked.name if asked.name is not None else _name_of(files)
     check_name(name)
     runs = Path("runs") if asked.runs is None else asked.runs.expanduser()
@@ -81,6 +89,18 @@ def job_asked(asked: argparse.Namespace, words: list[str]) -> JobSpec:
         signal_seconds=_first(asked.signal_seconds, site.signal_seconds, 120),
         requeues=_first(asked.requeues, site.requeues, 3),
     )
+
+
+def _refuse_misspelt(words: list[str], names: list[str]) -> None:
+    """Raise ValueError for a word that is nearly an option: `mmlab fit` would refuse it hours later."""
+    options = [name.replace("_", "-") for name in names]
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and "." not in option:
+            said = option.removeprefix("--").replace("_", "-")
+            close = difflib.get_close_matches(said, options, n=1, cutoff=0.85)
+            if close:
+                raise ValueError(f"{option}: no such option; did you mean --{close[0]}?")
 
 
 def _resources(asked: argparse.Namespace, site: Profile) -> Resources:

@@ -43,6 +43,7 @@ from mmlab.commands.resume import (
     read_start,
 )
 from mmlab.data.module import ShardData
+from mmlab.data.plan import keep_lanes
 from mmlab.launch.notice import Notice
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import CheckpointFiles
@@ -195,6 +196,10 @@ class CommandLine(LightningCLI):
         self._go_on()
         check_features(self.datamodule, self.model, config.ckpt_path)
         self._start_from_weights()
+        path = self.config_init[self.subcommand].ckpt_path
+        if path is not None and Path(path).exists():
+            state = open_checkpoint(Path(path)).rest.get(type(self.datamodule).__qualname__, {})
+            self.datamodule.loading = keep_lanes(self.datamodule.loading, state)
         self._show(f"run directory: {self.directory}")
         if self.beginning is not None:
             self._show(self.beginning.table())

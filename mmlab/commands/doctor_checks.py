@@ -63,7 +63,7 @@ def check_data(data: ShardData, spec: JobSpec) -> list[Check]:
     ranks = asked.nodes * asked.tasks_per_node
     try:
         data.prepare_data()
-        samples, order = data.plan("train")
+        samples, order = data.plan("train", ranks=ranks)
         order.check(ranks, workers)
         lanes = getattr(order, "lanes", None)
         if isinstance(lanes, Lanes):

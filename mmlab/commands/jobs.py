@@ -64,11 +64,15 @@ def _jobs(*, everything: bool, only: Collection[str] = ()) -> list[Listed]:
         everything: Also of what ended long ago.
         only: Where given, of forgotten jobs only these, or those of these arrays.
     """
+    return list_jobs(slurm.queue(), _submissions(only), now=time.time(), everything=everything)
+
+
+def _submissions(only: Collection[str]) -> list[Submission]:
     submissions = read_submissions(cache_dir() / SUBMISSIONS)
-    if only:
-        wanted = {identity.partition("_")[0] for identity in only}
-        submissions = [one for one in submissions if one.job in wanted]
-    return list_jobs(slurm.queue(), submissions, now=time.time(), everything=everything)
+    if not only:
+        return submissions
+    wanted = {identity.partition("_")[0] for identity in only}
+    return [one for one in submissions if one.job in wanted]
 
 
 def _table(arguments: argparse.Namespace) -> int:
@@ -118,7 +122,14 @@ def _record(job: Listed) -> dict[str, object]:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    job = chosen(_jobs(everything=True, only=[arguments.id]), arguments.id)[0]
+    try:
+        jobs = _jobs(everything=True, only=[arguments.id])
+    except slurm.SlurmError as error:
+        jobs = list_jobs([], _submissions([arguments.id]), now=time.time(), everything=True)
+        if not jobs:
+            raise
+        print(f"mmlab: {error}", file=sys.stderr)
+    job = chosen(jobs, arguments.id)[0]
     print(f"{job.log}:", file=sys.stderr)
     if not arguments.follow and not job.log.exists():
         waits = f" ({job.reason})" if job.reason is not None else ""
@@ -126,7 +137,10 @@ def _logs(arguments: argparse.Namespace) -> int:
         return 0
 
     def going_on() -> bool:
-        jobs = _jobs(everything=True, only=[job.id]) if arguments.follow else []
+        try:
+            jobs = _jobs(everything=True, only=[job.id]) if arguments.follow else []
+        except slurm.SlurmError:
+            return True  # a controller that does not answer now may do so later
         return any(one.id == job.id and one.active for one in jobs)
 
     for line in follow(job.log, going_on):

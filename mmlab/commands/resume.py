@@ -74,7 +74,8 @@ def _runs_elsewhere(status: Status) -> bool:
         return False
     host, _, number = (status.process or "").rpartition(":")
     if host == socket.gethostname() and Path("/proc/self").exists():
-        return Path("/proc", number).exists()
+        # In a container that begins again, the number of the dead process may be ours.
+        return number != str(os.getpid()) and Path("/proc", number).exists()
     return status.updated is not None and time.time() - status.updated < ALIVE
 
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     steps = _steps(arguments.steps)
     data = build(DataLine, ["fit", *arguments.words]).datamodule
     data.prepare_data()
-    samples, order = data.plan("train")
+    samples, order = data.plan("train", ranks=max(1, arguments.ranks))
     workers = data.loading.num_workers if arguments.workers is None else arguments.workers
     if arguments.ranks < 1 or workers < 0:
         raise ValueError(f"--ranks {arguments.ranks} --workers {workers}: at least 1 rank and 0 workers")

@@ -118,7 +118,7 @@ def _write(spec: JobSpec) -> tuple[Path, dict[str, object]]:
     words = copy_configs(spec.words, spec.run / "configs")
     # The package first: a checkout of it as the working directory must not stand before itself.
     folders = [Path(mmlab.__file__).parents[1], Path.cwd()]
-    places, checkouts = freeze_code(folders, code, runs=spec.run.parent.parent)
+    places, checkouts = freeze_code(folders, spec.run)
     if not any(place.is_relative_to(code) for place in places):
         places = []  # an installed package, and a directory without history: as they are
     installed = Path(mmlab.__file__).parents[1].resolve()

@@ -58,22 +58,41 @@ class Lanes:
         return np.arange(rank * share, (rank + 1) * share) * self.groups + step % self.groups
 
     @classmethod
-    def choose(cls, samples: int, batch_size: int) -> Lanes:
+    def choose(cls, samples: int, batch_size: int, *, ranks: int = 1) -> Lanes:
         """Lanes that suit many numbers of ranks and workers and lose little to rounding.
 
-        Depends on sample count and batch size alone, never on the machine, so that the order stays the same
-        when a run moves to another number of ranks or workers.
+        Depends on sample count and batch size alone wherever that suits the ranks, so that the order stays
+        the same when a run moves to another number of ranks or workers.
 
         Args:
             samples: Samples of an epoch; at most one lane to 32 of them.
             batch_size: Global batch size; P is the divisor of it, up to a bound, that most numbers of ranks
                 divide.
+            ranks: That the run begins with. Where they do not divide P, it is the least multiple of them that
+                divides the batch size, if there is one, beyond any bound.
         """
         limit = max(1, samples // 32)
         groups = next(g for g in (8, 4, 2, 1) if g * g <= limit)
         bound = min(limit // groups, max(64, batch_size // 32))
-        ranks = max(_divisors(batch_size, bound), key=lambda p: (len(_divisors(p, p)), p & -p, p))
+        virtual = max(_divisors(batch_size, bound), key=lambda p: (len(_divisors(p, p)), p & -p, p))
+        if virtual % ranks != 0 and batch_size % ranks == 0:
+            virtual = ranks
+        return cls(virtual, groups)
+
+    @classmethod
+    def read(cls, text: str) -> Lanes:
+        """What :attr:`text` says.
+
+        Raises:
+            ValueError: It is another text.
+        """
+        ranks, groups = map(int, text.split(" x "))
         return cls(ranks, groups)
+
+    @property
+    def text(self) -> str:
+        """`8 x 2`, as checkpoints say it."""
+        return f"{self.ranks} x {self.groups}"
 
 
 def _divisors(number: int, bound: int) -> list[int]:

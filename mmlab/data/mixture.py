@@ -135,7 +135,7 @@ class MixedOrder(Order):
             f"{ingredient.batch_size}, {ingredient.draws.unit} {ingredient.draws.window}"
             for ingredient, turns in zip(self.ingredients, self.rota.counts.tolist(), strict=True)
         }
-        lanes = f"{self.lanes.ranks} x {self.lanes.groups}"
+        lanes = self.lanes.text
         return {"batch_size": self.batch_size, "seed": self.seed, "lanes": lanes, "per": self.per, **parts}
 
     def check(self, ranks: int, workers: int) -> None:

@@ -117,7 +117,7 @@ class ShardData(LightningDataModule):
             reader.prepare()
         found = {split: self.find(split) for split in get_args(Split)}
         if found["train"] is not None and self.loading.bucketing is not None:
-            self._order("train", found["train"])  # the lengths that it measures are kept
+            self._order("train", found["train"], ranks=1)  # the lengths that it measures are kept
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards of a stage and check all that can be checked before it runs.
@@ -135,7 +135,7 @@ class ShardData(LightningDataModule):
                 # Lightning validates whenever this method is not the base class's own.
                 self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
                 continue
-            shards, order = self._plan(split, found)
+            shards, order = self._plan(split, found, ranks=ranks)
             raw[split] = shards
             if shards.damaged:
                 _log.warning(
@@ -165,7 +165,7 @@ class ShardData(LightningDataModule):
         """The samples of a split, or None where it does not exist."""
         return open_samples(self.source, self.splits, split, remote=self.loading.remote)
 
-    def _order(self, split: Split, shards: SampleSet) -> Order:
+    def _order(self, split: Split, shards: SampleSet, *, ranks: int) -> Order:
         if int(shards.counts.sum()) == 0:
             raise ValueError(f"the {split} shards hold no samples ({shards.names[0]}, ...)")
         if split == "train":
@@ -175,22 +175,23 @@ class ShardData(LightningDataModule):
                 loading=self.loading,
                 mixture=self.source if isinstance(self.source, Mixture) else None,
                 readers=self.readers,
+                ranks=ranks,
             )
         size = self.loading.eval_batch_size
         return EvaluationOrder(shards.counts, batch_size=self.batch_size if size is None else size)
 
-    def plan(self, split: Split) -> tuple[SampleSet, Order]:
-        """The samples of a split and their order, without a trainer; prepares the source.
+    def plan(self, split: Split, *, ranks: int = 1) -> tuple[SampleSet, Order]:
+        """The samples of a split and their order, for so many ranks, without a trainer; prepares the source.
 
         Raises:
             ValueError: As for :meth:`setup`.
         """
-        return self._plan(split, self.find(split))
+        return self._plan(split, self.find(split), ranks=ranks)
 
-    def _plan(self, split: Split, shards: SampleSet | None) -> tuple[SampleSet, Order]:
+    def _plan(self, split: Split, shards: SampleSet | None, *, ranks: int) -> tuple[SampleSet, Order]:
         if shards is None:
             raise ValueError(f"no {split} shards: set data.splits.{split}, or a source that has them")
-        return shards, self._order(split, shards)
+        return shards, self._order(split, shards, ranks=ranks)
 
     def _check_each(self) -> None:
         """Raise ValueError for a field of a turn where samples are not taken apart into turns."""

@@ -112,7 +112,7 @@ class TrainingOrder(Order):
             "samples": self.samples,
             "batch_size": self.batch_size,
             "seed": self.draws.seed,
-            "lanes": f"{self.lanes.ranks} x {self.lanes.groups}",
+            "lanes": self.lanes.text,
             "unit": self.draws.unit,
             "window": self.draws.window,
         }

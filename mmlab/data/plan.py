@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -49,7 +49,8 @@ class Loading:
     """Field of what more an answer is made from, for tasks that say so (`json`, the whole member)."""
     lanes: Lanes | None = None
     """How an epoch is cut; the number of ranks must divide `lanes.ranks`. None: chosen by sample count and
-    batch size. A run resumes with the lanes that it began with, on any valid number of ranks and workers."""
+    batch size, and for the ranks where these do not suit. A run resumes with the lanes that it began with, on
+    any number of ranks and workers that divides them."""
     unit: Unit = "auto"
     """What is permuted: all samples, or whole shards and windows of samples; auto: samples up to 2**20, but
     not where they are remote."""
@@ -94,6 +95,7 @@ def plan_training(
     loading: Loading,
     mixture: Mixture | None,
     readers: Sequence[Reader],
+    ranks: int = 1,
 ) -> Order:
     """The order of training samples.
 
@@ -103,6 +105,7 @@ def plan_training(
         loading: Settings.
         mixture: The sources' shares; None: there is one.
         readers: What is read; bucketing measures with the reader of its modality.
+        ranks: That the run begins with, for the choice of lanes.
 
     Raises:
         ValueError: Too few samples, or settings that do not fit together; the text says what would.
@@ -122,7 +125,7 @@ def plan_training(
             samples.counts,
             batch_size=batch_size,
             seed=loading.seed,
-            lanes=loading.lanes,
+            lanes=loading.lanes or Lanes.choose(total, batch_size, ranks=ranks),
             unit=loading.unit,
             window=loading.window,
         )
@@ -139,7 +142,8 @@ def plan_training(
     least = min(bucket.batch_size for bucket in buckets)
     lanes = loading.lanes
     if lanes is None:
-        lanes = Lanes.choose(total, max(size for size in range(1, least + 1) if batch_size % size == 0))
+        smallest = max(size for size in range(1, least + 1) if batch_size % size == 0)
+        lanes = Lanes.choose(total, smallest, ranks=ranks)
     check_divides(lanes.ranks, "virtual ranks (lanes.ranks)", batch_size, "batch_size")
     if least < lanes.ranks:
         raise ValueError(
@@ -152,6 +156,21 @@ def plan_training(
         for ingredient in _ingredients(share, buckets, lengths, lanes, loading)
     ]
     return MixedOrder(ingredients, lanes=lanes, seed=loading.seed, per=per)
+
+
+def keep_lanes(loading: Loading, state: Mapping[str, Any]) -> Loading:
+    """Settings with the lanes that a checkpoint was trained with, where they leave the choice.
+
+    Another number of ranks might choose others.
+
+    Args:
+        loading: Settings.
+        state: Of the data, in the checkpoint.
+    """
+    lanes = state.get("order", {}).get("lanes")
+    return (
+        loading if loading.lanes is not None or lanes is None else replace(loading, lanes=Lanes.read(lanes))
+    )
 
 
 def check_room(samples: SampleSet, lanes: Lanes, *, loading: Loading, nodes: int) -> None:

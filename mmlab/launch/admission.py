@@ -35,6 +35,13 @@ def check_job(spec: JobSpec, save_seconds: float | None) -> None:
             raise ValueError(
                 f"{word.partition('=')[0]} follows from --nodes and --tasks-per-node: leave it out"
             )
+    if "--resume=never" in spec.words or ("--resume", "never") in zip(
+        spec.words, spec.words[1:], strict=False
+    ):
+        raise ValueError(
+            "--resume never: a job that is queued again would begin anew each time: leave it out; a "
+            "submission has a run directory of its own"
+        )
     if asked.gpus_per_node > 0 and asked.tasks_per_node > asked.gpus_per_node:
         raise ValueError(
             f"{asked.tasks_per_node} tasks on each node are more than its {asked.gpus_per_node} GPUs: each "
@@ -88,7 +95,8 @@ def check_cluster(spec: JobSpec, groups: Sequence[NodeGroup]) -> None:
     _check_nodes(spec.resources, partition, chosen)
     seconds, limits = seconds_of(spec.resources.time), [group.limit for group in chosen]
     longest = None if None in limits else max(limit for limit in limits if limit is not None)
-    if longest is not None and (seconds is None or seconds > longest):
+    # What a QOS allows may be more than its partition does.
+    if longest is not None and spec.profile.qos is None and (seconds is None or seconds > longest):
         raise ValueError(
             f"--time {spec.resources.time} is above the limit of partition {partition}, "
             f"{duration_text(longest)}: ask for less; the run goes on when it is queued again"

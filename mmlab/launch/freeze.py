@@ -15,6 +15,7 @@ LARGEST = 1_000_000
 SECONDS = 60.0
 """For git; a slow file system takes a while to look through."""
 _CONFIG = ("--config", "-c")
+_CODE = "code"
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,15 @@ def checkout_of(folder: Path) -> Checkout | None:
     return Checkout(top, commit.stdout.strip() if commit.returncode == 0 else None, dirty)
 
 
-def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list[Path], list[Checkout]]:
+def freeze_code(folders: Sequence[Path], run: Path) -> tuple[list[Path], list[Checkout]]:
     """Copy the checkouts that folders with code stand in, as they are in the working tree.
 
     Copied are tracked files, and those of at most :data:`LARGEST` bytes that git would not ignore; nothing of
-    earlier runs.
+    run directories, wherever they lie.
 
     Args:
         folders: Where Python looks for modules, the first first.
-        out: A folder for the copies.
-        runs: The folder of run directories.
+        run: The run directory; the copies go into its folder `code`.
 
     Returns:
         Where Python is to look instead, and the checkouts. A folder in no checkout stays as it is.
@@ -70,12 +70,11 @@ def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list
     """
     found = {folder.resolve(): checkout_of(folder) for folder in folders}
     checkouts = {one.root: one for one in found.values() if one is not None}
-    targets = {}
+    targets, out = {}, run / _CODE
     for number, root in enumerate(checkouts):
         targets[root] = out if len(checkouts) == 1 else out / f"{number}-{root.name}"
-        for name in _files(root):
-            if not (root / name).is_relative_to(runs.resolve()):
-                _copy(root / name, targets[root] / name)
+        for name in _files(root, run=run.resolve()):
+            _copy(root / name, targets[root] / name)
     places = []
     for folder, checkout in found.items():
         place = folder
@@ -86,15 +85,30 @@ def freeze_code(folders: Sequence[Path], out: Path, *, runs: Path) -> tuple[list
     return places, list(checkouts.values())
 
 
-def _files(root: Path) -> list[str]:
+def _files(root: Path, *, run: Path) -> list[str]:
     tracked = _said(_git(root, "ls-files", "-z"))
     others = _said(_git(root, "ls-files", "-z", "--others", "--exclude-standard"))
+    left_out = {run: True}
     small = [
         name
         for name in others.split("\0")
-        if name and (root / name).is_file() and (root / name).stat().st_size <= LARGEST
+        if name
+        and not _of_a_run((root / name).parent, root, left_out)
+        and (root / name).is_file()
+        and (root / name).stat().st_size <= LARGEST
     ]
     return [name for name in tracked.split("\0") if name] + small
+
+
+def _of_a_run(folder: Path, root: Path, known: dict[Path, bool]) -> bool:
+    """Whether a folder below a checkout's root is a run directory, or lies in one."""
+    if folder not in known:
+        known[folder] = folder != root and (
+            (folder / "submission.json").exists()
+            or ((folder / "run.json").exists() and (folder / "config.yaml").exists())
+            or _of_a_run(folder.parent, root, known)
+        )
+    return known[folder]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -146,6 +146,10 @@ def ready_lines(spec: JobSpec) -> list[str]:
     if site.venv is not None:
         lines.append(f"source {shlex.quote(site.venv + '/bin/activate')}")
     lines += [
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
+        "export PYTHONUNBUFFERED=1    # the log of a job that is killed has all that it said",
+    ]
+    lines += [
         f"export {name}={shlex.quote(value)}"
         for name, value in {**dict(spec.environment), **site.environment}.items()
     ]
@@ -163,8 +167,6 @@ def _environment(spec: JobSpec) -> str:
             "export PYTHONSAFEPATH=1",
         ]
     lines += [
-        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
-        "export PYTHONUNBUFFERED=1    # the log of a job that is killed has all that it said",
         "# A job that was submitted with --export=NONE would keep all of this from its ranks.",
         "export SLURM_EXPORT_ENV=ALL",
         "# Rank 0 is on this node, the first. Its system names a port that no other job on it listens at.",

@@ -49,7 +49,7 @@ def ask_nodes(spec: JobSpec, *, seconds: float = 300) -> list[Check]:
     box = site.container
     options = [
         f"--nodes={asked.nodes}", "--ntasks-per-node=1", "--time=5", "--job-name=mmlab-doctor",
-        f"--immediate={int(seconds)}", *site.options,
+        f"--immediate={int(seconds)}", *(word for option in site.options for word in shlex.split(option)),
     ]  # fmt: skip
     for name in ("partition", "account", "qos", "constraint"):
         if (value := getattr(site, name)) is not None:

@@ -24,6 +24,8 @@ class Standing(NamedTuple):
     restarts: int
     ends: float | None
     """Unix seconds; None: unknown."""
+    preempted: bool = False
+    """Whether another job has taken its place since it started."""
 
 
 class OwnJob(NamedTuple):
@@ -64,7 +66,8 @@ class OwnJob(NamedTuple):
             return f"job {self.id}: Slurm does not answer, so it was not requeued: scontrol requeue {self.id}"
         if now.restarts > self.restarts:
             return f"job {self.id}: Slurm requeues it"
-        if now.state != "RUNNING" and now.reason != "TimeLimit":
+        # Preempted by a partition with PreemptMode=CANCEL it is ending, and Slurm does not requeue it.
+        if now.state != "RUNNING" and now.reason != "TimeLimit" and not now.preempted:
             return f"job {self.id} is {now.state.lower()}: not requeued"
         try:
             slurm.call("scontrol", "requeue", self.id, seconds=SECONDS)
@@ -101,4 +104,8 @@ def read_standing(said: Mapping[str, str]) -> Standing:
         ends = datetime.fromisoformat(said.get("EndTime", "")).timestamp()
     except ValueError:  # `Unknown`
         ends = None
-    return Standing(said.get("JobState", ""), said.get("Reason", ""), int(said.get("Restarts") or 0), ends)
+    preempted, started = said.get("PreemptTime", "None"), said.get("StartTime", "")
+    return Standing(
+        said.get("JobState", ""), said.get("Reason", ""), int(said.get("Restarts") or 0), ends,
+        preempted[:1].isdigit() and preempted >= started,
+    )  # fmt: skip

@@ -19,6 +19,8 @@ ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETI
 """States of jobs that have not ended (`REQUEUE_HOLD` and the like begin with one of them)."""
 _OPTIONS = ("SLURM_", "SQUEUE_", "SINFO_", "SCANCEL_")
 """Variables that Slurm's commands take for options begin so."""
+_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+"""But these say which cluster is asked, and who asks."""
 _LOST = ("Socket timed out", "Zero Bytes were transmitted", "Message receive failure")
 """What sbatch says where its question has left, and no answer has come."""
 _VARIABLES = {
@@ -103,8 +105,7 @@ def call(
     environment = {
         name: value
         for name, value in os.environ.items()
-        if (not name.startswith(_OPTIONS) or name in ("SLURM_CONF", "SLURM_TIME_FORMAT"))
-        and name not in without
+        if (not name.startswith(_OPTIONS) or name in _CLUSTER) and name not in without
     }
     try:
         done = subprocess.run(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from mmlab.launch.array import array_tasks
 
@@ -36,14 +38,26 @@ def note_submission(path: Path, submission: Submission) -> None:
     """Add a line to the list; now and then, lines of folders that are gone are dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # homes are shared between login nodes
+        _lock(file, fcntl.LOCK_EX)  # homes are shared between login nodes
         file.seek(0)
-        lines = file.read().splitlines()
+        text = file.read()
+        lines = text.splitlines()
+        if text and not text.endswith("\n"):
+            file.write("\n")  # the disk had no room for the end of the last line
         if lines and len(lines) % EVERY == 0:
             kept = [line for line in lines if not _is_gone(line)]
             file.truncate(0)
             file.write("".join(f"{line}\n" for line in kept))
         file.write(json.dumps(asdict(submission)) + "\n")
+
+
+def _lock(file: IO[str], how: int) -> None:
+    """Lock a file, where its file system can: on Lustre that is an option of the mount."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
 
 
 def _is_gone(line: str) -> bool:
@@ -57,7 +71,7 @@ def read_submissions(path: Path) -> list[Submission]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # not while lines are dropped
+        _lock(file, fcntl.LOCK_SH)  # not while lines are dropped
         lines = file.read().splitlines()
     return [found for line in lines if (found := _parsed(line)) is not None]
 

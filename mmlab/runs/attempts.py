@@ -47,7 +47,8 @@ def note_failure(run: Path, failure: Failure) -> None:
 def noted_failure(run: Path) -> Failure | None:
     """What the ranks of the last attempt have noted: the first in time, as the others follow from it."""
     found = [_read(path.read_text(encoding="utf-8")) for path in _notes(run)]
-    return min(found, key=lambda failure: (failure.follows, failure.time), default=None)
+    whole = [failure for failure in found if failure is not None]
+    return min(whole, key=lambda failure: (failure.follows, failure.time), default=None)
 
 
 def clear_failure(run: Path) -> None:
@@ -65,20 +66,30 @@ def past_failures(run: Path) -> list[Failure]:
     path = run / FILE
     if not path.exists():
         return []
-    # A line that the disk had no room for does not end.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [_read(line) for line in lines if line.endswith("\n")]
+    found = [_read(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [failure for failure in found if failure is not None]
 
 
 def keep_failure(run: Path, failure: Failure) -> None:
     """Add the failure of an attempt that is over to those of the run."""
     path = run / FILE
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(failure._asdict()) + "\n")
+        with path.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            before = file.read()
+            # The disk may have had no room for the end of the last line.
+            file.write(("" if before.endswith("\n") or not before else "\n") + _line(failure))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _read(text: str) -> Failure:
-    return Failure(**json.loads(text))
+def _line(failure: Failure) -> str:
+    return json.dumps(failure._asdict()) + "\n"
+
+
+def _read(text: str) -> Failure | None:
+    """A failure as it was written; None where a full disk or a lost node has left a part of it."""
+    try:
+        return Failure(**json.loads(text))
+    except (ValueError, TypeError):
+        return None

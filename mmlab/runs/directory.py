@@ -102,15 +102,21 @@ def describe_run(directory: Path, config: str, data_digests: Mapping[str, str]) 
         put_text(directory / "git.diff", difference + "\n")
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
+def write_json(path: Path, content: Mapping[str, object], *, durable: bool = True) -> None:
     """Write a JSON file as :func:`put_text` does."""
     # JSON has no NaN: what could not be measured is null.
     finite = {key: None if value != value else value for key, value in content.items()}
-    put_text(path, json.dumps(finite, indent=1, allow_nan=False) + "\n")
+    put_text(path, json.dumps(finite, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
-def put_text(path: Path, text: str) -> None:
+def put_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it.
+
+    Args:
+        path: Of the file.
+        text: All of it.
+        durable: Also after a power cut, at the cost of waiting for the disk. Without it the file may be empty
+            then: for what is written every few seconds.
 
     Raises:
         OSError: With the path in it, also where the disk is full.
@@ -118,7 +124,11 @@ def put_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # Data may hold half of a surrogate pair, which no file can.
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

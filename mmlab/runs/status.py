@@ -65,7 +65,7 @@ def newest_status(name_folder: Path) -> Status:
 
 def write_status(run: Path, status: Status) -> None:
     """Say how a run stands; stamps it with the time."""
-    write_json(run / FILE, status._replace(updated=time.time())._asdict())
+    write_json(run / FILE, status._replace(updated=time.time())._asdict(), durable=False)
 
 
 def _checked(name: str, value: Any) -> Any:

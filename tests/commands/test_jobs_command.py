@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmlab.cli import main
+from mmlab.commands import jobs
 from mmlab.launch import slurm
 from mmlab.launch.slurm import Job
 from mmlab.launch.submissions import Submission, note_submission
@@ -67,6 +68,40 @@ def test_logs_of_all_and_of_a_rank(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "one\n"
     assert main(["jobs", "logs", "9_1"]) == 0
     assert "nothing yet: the job is RUNNING" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("sweep")
+def test_logs_are_shown_where_slurm_does_not_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([slurm.queue(), None, []])
+
+    def queue() -> list[Job]:
+        found = next(answers, None)
+        if found is None:
+            raise slurm.SlurmError("squeue: Unable to contact slurm controller")
+        return found
+
+    monkeypatch.setattr(slurm, "queue", queue)
+    monkeypatch.setattr(jobs, "follow", lambda path, going_on: [f"{going_on()}\n", f"{going_on()}\n"])
+    assert main(["jobs", "logs", "9_1", "-f"]) == 0
+    assert capsys.readouterr().out == "True\nFalse\n"
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("sweep")
+def test_logs_on_disk_need_no_slurm(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def queue() -> list[Job]:
+        raise slurm.SlurmError("squeue: Unable to contact slurm controller")
+
+    monkeypatch.setattr(slurm, "queue", queue)
+    assert main(["jobs", "logs", "9_0"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "0: zero\n1: one\nsrun: done\n"
+    assert "Unable to contact" in said.err
+    assert main(["jobs", "logs", "8"]) == 2
 
 
 def test_what_slurm_has_forgotten_is_submitted_again(

@@ -71,7 +71,11 @@ def test_a_run_whose_process_was_killed_goes_on_at_once(tmp_path: Path) -> None:
     dead.wait()
     write_status(run, Status("running", process=f"{socket.gethostname()}:{dead.pid}"))
     assert find_run(tmp_path, "name", "auto") == run
+    # In a container that begins again, ours is the number that the dead process had.
     write_status(run, Status("running", process=f"{socket.gethostname()}:{os.getpid()}"))
+    assert find_run(tmp_path, "name", "auto") == run
+    os.environ.pop(resume.SHARED_ID)
+    write_status(run, Status("running", process=f"{socket.gethostname()}:{os.getppid()}"))
     with pytest.raises(ValueError, match="under way"):
         find_run(tmp_path, "name", "auto")
 

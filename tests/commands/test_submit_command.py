@@ -71,6 +71,20 @@ def test_the_run_is_named_by_the_last_config_or_the_command_line(tmp_path: Path)
     assert spec.run.parent == Path("/elsewhere/mine")
 
 
+def test_words_of_fit_that_look_like_options_go_to_it() -> None:
+    words = ("--seed_everything", "3", "--resume", "auto", "--test_untrained", "false")
+    assert asked("--time", "30", *words).words[-6:] == words
+
+
+def test_the_environment_says_what_nobody_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "long")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    (tmp_path / "site.yaml").write_text("account: ours\n")
+    site = asked("--time", "30", "--profile", str(tmp_path / "site.yaml"), "--qos", "high").profile
+    assert (site.partition, site.account, site.qos) == ("long", "ours", "high")
+    assert asked("--time", "30", "--partition", "short").profile.partition == "short"
+
+
 def test_the_environment_of_weights_and_biases_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     assert asked("--time", "30").environment == (("WANDB_MODE", "offline"),)
@@ -92,6 +106,19 @@ def test_the_environment_of_weights_and_biases_is_the_users(monkeypatch: pytest.
         ),
         (["--config", SMOKE, "--time", "2", "--dry-run"], "--time 2 leaves nothing for training"),
         (["--config", SMOKE, "--time", "soon", "--dry-run"], "'soon' is no walltime"),
+        (["--config", SMOKE, "--time", "30", "--node", "2"], "--node: no such option; did you mean --nodes"),
+        (
+            ["--config", SMOKE, "--time", "30", "--dryrun"],
+            "--dryrun: no such option; did you mean --dry-run?",
+        ),
+        (
+            ["--config", SMOKE, "--time", "30", "--gpus_per_node=4"],
+            "--gpus_per_node: no such option; did you mean --gpus-per-node?",
+        ),
+        (
+            ["--config", SMOKE, "--time", "30", "--resume", "never", "--dry-run"],
+            "--resume never: a job that is queued again would begin anew",
+        ),
         (["--config", SMOKE, "--time", "30", "--array", "5-1", "--dry-run"], "--array 5-1: 5-1 has no tasks"),
         (["--config", SMOKE, "--time", "30", "--nodes", "-2", "--dry-run"], "-2: a count is not below zero"),
         (

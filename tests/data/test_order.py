@@ -183,6 +183,19 @@ def test_chosen_lanes_fit(samples: int, batch_size: int) -> None:
     assert lanes.count <= max(1, samples // 32)
 
 
+@quick
+@given(st.integers(1, 10**9), st.integers(1, 512), st.integers(1, 64))
+def test_chosen_lanes_suit_the_ranks_that_a_run_begins_with(
+    samples: int, batch_size: int, ranks: int
+) -> None:
+    usual, lanes = Lanes.choose(samples, batch_size), Lanes.choose(samples, batch_size, ranks=ranks)
+    if usual.ranks % ranks == 0 or batch_size % ranks != 0:
+        assert lanes == usual
+    else:
+        assert lanes == Lanes(ranks, usual.groups)
+    assert Lanes.read(lanes.text) == lanes
+
+
 def test_chosen_lanes_suit_usual_machines() -> None:
     assert Lanes.choose(10**6, 256) == Lanes(64, 8)
     assert Lanes.choose(10**6, 384).ranks % 6 == 0

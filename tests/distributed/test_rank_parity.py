@@ -179,6 +179,31 @@ def test_the_logged_loss_is_that_of_the_global_batch(runs: Runs) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_lanes_that_it_began_with(tmp_path: Path) -> None:
+    """So few samples would make one lane, which two ranks cannot share; one rank then goes on with two."""
+    smoke = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
+    words = [
+        sys.executable, "-m", "mmlab", "fit", "--config", str(smoke), "--data.source.init_args.train", "40",
+        "--data.batch_size", "8", "--trainer.accelerator", "cpu", "--trainer.logger", "false",
+        "--test_untrained", "false", "--resume", "auto", "--data.loading.num_workers", "0",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "MMLAB_RUN_ID"}
+    environment |= {"MMLAB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for devices, epochs in (("2", "1"), ("1", "2")):
+        done = subprocess.run(
+            [*words, "--trainer.devices", devices, "--trainer.max_epochs", epochs], cwd=tmp_path,
+            env=environment, timeout=240, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (run,) = (tmp_path / "runs" / "smoke").iterdir()
+        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ShardData"]
+        assert (state["step"], state["order"]["lanes"]) == (5 * int(epochs), "2 x 1")
+        status = run / "status.json"
+        # Its end is not the end: more epochs are wanted.
+        status.write_text(status.read_text().replace('"finished"', '"preempted"'))
+
+
 def test_two_devices_of_the_command_line_make_one_run(tmp_path: Path) -> None:
     smoke = Path(__file__).parents[2] / "experiments" / "retrieval" / "smoke.yaml"
     encoder = "--model.init_args.model.init_args.image.init_args.encoder.init_args"

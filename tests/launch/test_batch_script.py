@@ -142,7 +142,8 @@ def test_the_script_that_needs_no_submission_does_the_same() -> None:
     """slurm/train.sbatch and the generated script have the same lines from the choice of a port on."""
     by_hand = (Path(__file__).parents[2] / "slurm" / "train.sbatch").read_text()
     text = batch_script(job_specs.CPU)
-    shared = text[text.index("export OMP_NUM_THREADS") : text.index("setsid --wait")]
+    shared = text[text.index("# A job that was submitted") : text.index("setsid --wait")]
+    shared += "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}\nexport PYTHONUNBUFFERED=1"
     shared = shared.replace(shlex.quote(job_specs.CPU.python), '"$python"')
     for line in shared.splitlines():
         assert line in by_hand, line

@@ -141,6 +141,17 @@ def test_on_a_full_disk_it_begins_again_as_often(
     assert "not begun again: 3 failures, and --requeues is 2" in said
 
 
+def test_lines_that_were_cut_off_do_not_count(tmp_path: Path, requeued: list[tuple[str, ...]]) -> None:
+    """A full disk ends a line early, and a lost node leaves empty files."""
+    (tmp_path / "failures.jsonl").write_text('{"what": "ValueError: x", "st')
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "rank0.failure.json").write_text("")
+    for number in range(2):
+        assert ended(tmp_path, 137, requeues=2) == 137
+        assert len(past_failures(tmp_path)) == number + 1
+    assert requeued == [REQUEUE]  # the second is the same at the same step
+
+
 def test_outside_a_job_nothing_is_requeued(
     tmp_path: Path, requeued: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

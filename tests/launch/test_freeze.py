@@ -43,11 +43,11 @@ def test_the_copy_is_the_working_tree(checkout: Path, tmp_path: Path) -> None:
     (checkout / "package" / "new.py").write_text("new")
     (checkout / "large.bin").write_bytes(b"x" * 1_000_001)
     (checkout / "ignored.py").write_text("x")
-    runs = checkout / "runs"
-    (runs / "name" / "id" / "code").mkdir(parents=True)
-    (runs / "name" / "id" / "code" / "earlier.py").write_text("x")
-    out = runs / "name" / "next" / "code"
-    places, [found] = freeze_code([checkout, checkout / "package"], out, runs=runs)
+    run = checkout / "runs" / "name" / "next"
+    out = run / "code"
+    (run / "configs").mkdir(parents=True)
+    (run / "configs" / "0-a.yaml").write_text("x")
+    places, [found] = freeze_code([checkout, checkout / "package"], run)
     assert places == [out, out / "package"]
     assert files(out) == {"package/a.py", "package/new.py", "with blank ü.py", "link.py", ".gitignore"}
     assert (out / "package" / "a.py").read_text() == "edited"
@@ -57,14 +57,33 @@ def test_the_copy_is_the_working_tree(checkout: Path, tmp_path: Path) -> None:
     assert len(found.commit) == 40
 
 
+@pytest.mark.parametrize("runs", ["", "..", "runs", "elsewhere/runs"])
+def test_run_directories_are_left_out_and_nothing_else(checkout: Path, runs: str) -> None:
+    """Also where they lie beside the code (`--runs .`), or the checkout lies among them."""
+    folder = (checkout / runs).resolve() / "name"
+    for number, markers in enumerate([["submission.json"], ["run.json", "config.yaml"]]):
+        earlier = folder / f"id{number}"
+        (earlier / "code" / "package").mkdir(parents=True)
+        (earlier / "code" / "package" / "earlier.py").write_text("x")
+        for marker in markers:
+            (earlier / marker).write_text("{}")
+    (checkout / "run.json").write_text("{}")  # what a user calls so is no run
+    (checkout / "submission.json").write_text("{}")
+    (checkout / "new.py").write_text("x")
+    freeze_code([checkout], folder / "next")
+    kept = {"package/a.py", "package/gone.py", "with blank ü.py", "link.py", ".gitignore"}
+    assert files(folder / "next" / "code") == kept | {"run.json", "submission.json", "new.py"}
+
+
 def test_two_checkouts_and_a_folder_in_none(checkout: Path, tmp_path: Path) -> None:
     other, plain = tmp_path / "other", tmp_path / "plain"
     other.mkdir()
     plain.mkdir()
     (other / "b.py").write_text("b")
     git(other, "init")
-    places, found = freeze_code([checkout, other, plain], tmp_path / "code", runs=tmp_path / "runs")
-    assert places == [tmp_path / "code" / "0-project", tmp_path / "code" / "1-other", plain]
+    run = tmp_path / "run"
+    places, found = freeze_code([checkout, other, plain], run)
+    assert places == [run / "code" / "0-project", run / "code" / "1-other", plain]
     assert (places[1] / "b.py").read_text() == "b"
     assert [one.commit is None for one in found] == [False, True]
     assert not found[0].dirty
@@ -88,7 +107,7 @@ def test_git_that_refuses_is_heard(checkout: Path, monkeypatch: pytest.MonkeyPat
 def test_an_index_that_cannot_be_read_freezes_nothing(checkout: Path, tmp_path: Path) -> None:
     (checkout / ".git" / "index").write_text("nonsense")
     with pytest.raises(ValueError, match=r"cannot be frozen, git .*: fatal: "):
-        freeze_code([checkout], tmp_path / "code", runs=tmp_path / "runs")
+        freeze_code([checkout], tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +134,7 @@ def test_git_that_is_missing_slow_or_torn(
     plain.mkdir()
     assert checkout_of(plain) is None  # where there is nothing to ask git for, it is not needed
     with pytest.raises(ValueError, match=complaint):
-        freeze_code([checkout], tmp_path / "code", runs=tmp_path / "runs")
+        freeze_code([checkout], tmp_path / "run")
 
 
 def test_configs_are_copied_in_order(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import job_specs
 import pytest
 
@@ -18,7 +20,21 @@ def test_nodes_are_asked_in_the_environment_of_the_job(monkeypatch: pytest.Monke
     monkeypatch.setattr(slurm, "call", call)
     nodes.ask_nodes(job_specs.SITE)
     lines = asked[0][-1].splitlines()
-    assert lines[:6] == [
-        "set -e", "module load cuda/12.8 nccl", "source /home/me/.venv/bin/activate",
-        "export WANDB_MODE=offline", "export NCCL_DEBUG=WARN", "ulimit -n 65536",
-    ]  # fmt: skip
+    assert lines[:3] == ["set -e", "module load cuda/12.8 nccl", "source /home/me/.venv/bin/activate"]
+    # After the usual values, so that a site can say otherwise.
+    assert lines[3].startswith("export OMP_NUM_THREADS=")
+    assert lines[5:8] == ["export WANDB_MODE=offline", "export NCCL_DEBUG=WARN", "ulimit -n 65536"]
+
+
+def test_options_for_sbatch_are_words_for_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def call(*words: str, seconds: float) -> str:
+        asked.append(words)
+        raise slurm.SlurmError("enough")
+
+    monkeypatch.setattr(slurm, "call", call)
+    site = replace(job_specs.SITE.profile, options=("--mail-type=END --exclusive", '--comment="x y"'))
+    nodes.ask_nodes(replace(job_specs.SITE, profile=site))
+    for word in ("--mail-type=END", "--exclusive", "--comment=x y"):
+        assert word in asked[0]

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from mmlab.launch.notice import Told
-from mmlab.launch.own_job import OwnJob, kill_wait, read_standing
+from mmlab.launch.own_job import OwnJob, Standing, kill_wait, read_standing
 
 # As Slurm 22.05 answers, cut.
 PREEMPTED = "JobId=1001 JobState=COMPLETING Reason=None Requeue=1 Restarts=1 BatchFlag=1 EndTime=Unknown"
 CANCELLED = "JobId=1002 JobState=COMPLETING Reason=None Requeue=1 Restarts=0 EndTime=2026-11-30T02:38:52"
 TIMEOUT = "JobId=1004 JobState=COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 EndTime=2026-11-30T02:39:19"
+# In a partition with PreemptMode=CANCEL; the second was preempted in an attempt before, and now cancelled.
+ENDED = "JobId=1006 JobState=COMPLETING Reason=None Restarts=0 StartTime={start} PreemptTime={at}"
+LOST = ENDED.format(start="2026-11-30T16:06:11", at="2026-11-30T16:06:15")
+ONCE_LOST = ENDED.format(start="2026-11-30T16:06:26", at="2026-11-30T16:06:15")
 RUNNING = "JobId=1005 JobState=RUNNING Reason=None Requeue=1 Restarts=0 EndTime={end}"
 
 
@@ -42,11 +46,21 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (PREEMPTED, False, "Slurm requeues it"),
         (CANCELLED, False, "not requeued"),
+        (LOST, True, "requeued after SIGUSR1"),
+        (ONCE_LOST, False, "not requeued"),
         (TIMEOUT, True, "requeued after SIGUSR1"),
         (RUNNING.format(end=later()), True, "requeued after SIGUSR1"),
         (None, False, "scontrol requeue 1001"),
     ],
-    ids=["preempted", "cancelled", "timeout", "running", "no answer"],
+    ids=[
+        "preempted",
+        "cancelled",
+        "preempted away",
+        "cancelled later",
+        "timeout",
+        "running",
+        "no answer",
+    ],
 )
 def test_a_job_is_requeued_once_and_not_against_somebodys_will(
     scontrol: Path, answer: str | None, asked: bool, said: str
@@ -85,4 +99,4 @@ def test_a_job_of_an_array_goes_by_its_place() -> None:
 
 
 def test_an_answer_without_fields_is_read() -> None:
-    assert read_standing({})._asdict() == {"state": "", "reason": "", "restarts": 0, "ends": None}
+    assert read_standing({}) == Standing("", "", 0, None, preempted=False)

@@ -119,5 +119,7 @@ def test_inside_a_job_its_variables_are_not_handed_on(
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "8")
     monkeypatch.setenv("SLURM_CONF", "/etc/x")
-    said = slurm.call(command(tmp_path, 'echo "$SLURM_CONF,$SLURM_NTASKS"'))
-    assert said == "/etc/x,\n"
+    monkeypatch.setenv("SLURM_JWT", "token")
+    monkeypatch.setenv("SLURM_CLUSTERS", "big")
+    said = slurm.call(command(tmp_path, 'echo "$SLURM_CONF,$SLURM_JWT,$SLURM_CLUSTERS,$SLURM_NTASKS"'))
+    assert said == "/etc/x,token,big,\n"

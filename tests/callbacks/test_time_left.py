@@ -1,0 +1,97 @@
+"""A run that is told to stop saves what there is time for, and knows of the attempts before."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from small_runs import Batches, make_task, make_trainer
+
+from mmlab.callbacks.checkpoints import Checkpoints
+from mmlab.callbacks.preemption import Preemption
+from mmlab.callbacks.standing import Standing
+from mmlab.launch.notice import Notice
+from mmlab.launch.own_job import OwnJob
+from mmlab.parallel.checkpoint_files import CheckpointFiles, Saved
+from mmlab.runs.checkpoint import read_weights
+from mmlab.runs.status import Status, read_status, write_status
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*is already saved during checkpointing"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
+]
+
+
+class Told(Callback):
+    """Sends SIGTERM in the second step."""
+
+    def __init__(self, notice: Notice) -> None:
+        self.notice = notice
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            self.notice.note(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(
+    ("left", "noted", "last", "kept"),
+    [
+        (100.0, None, None, "last.ckpt"),
+        (1.0, None, None, "last.ckpt"),  # nobody knows how long it takes
+        (100.0, 10.0, None, "last.ckpt"),
+        (5.0, 10.0, None, "stopped-step2.safetensors"),
+        (10.0, 100.0, 10.0, "last.ckpt"),  # what this attempt has seen counts
+        (5.0, None, 10.0, "stopped-step2.safetensors"),
+        (3.0, None, 10.0, None),
+    ],
+)
+def test_what_is_saved_depends_on_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float, noted: float | None, last: float | None,
+    kept: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(OwnJob, "find", classmethod(lambda cls: OwnJob("1001", 0)))
+    monkeypatch.setattr(OwnJob, "seconds_left", lambda self, told, kill_wait: left)
+    monkeypatch.setattr("mmlab.callbacks.preemption.kill_wait", lambda: 30.0)
+    write_status(tmp_path, Status("preempted", save_seconds=noted))
+    notice, files, folder = Notice(), CheckpointFiles(), tmp_path / "checkpoints"
+    if last is not None:
+        files.last_save = Saved(folder / "last.ckpt", last, 0.0, size=100, weights=40)
+    trainer = make_trainer(
+        tmp_path, Told(notice), Preemption(notice), Checkpoints(folder, minutes=None), steps=4,
+        enable_checkpointing=True,
+    )  # fmt: skip
+    trainer.strategy.checkpoint_io = files
+    task = make_task("full")
+    with pytest.raises(SIGTERMException):
+        trainer.fit(task, Batches(per_epoch=4))
+    names = {path.name for path in folder.glob("[!.]*")} if folder.exists() else set()
+    assert {name for name in names if not name.endswith(".sha256")} == ({kept} if kept else set())
+    if kept == "stopped-step2.safetensors":
+        found = read_weights(folder / kept).state
+        assert {name: value.tolist() for name, value in found.items()} == {
+            name: value.tolist() for name, value in task.state_dict().items()
+        }
+
+
+def test_what_an_attempt_has_learned_of_saves_outlives_it(tmp_path: Path) -> None:
+    """For `mmlab jobs`, `mmlab doctor`, and a stop before the first save."""
+    write_status(tmp_path, Status("preempted", saved_step=2, saved_at=1.0, save_seconds=7.0))
+    folder = tmp_path / "checkpoints"
+    saves = Checkpoints(folder, minutes=None, save_last=True)
+    trainer = make_trainer(tmp_path, saves, steps=2, enable_checkpointing=True)
+    trainer.fit(make_task("full"), Batches())
+    checkpoint = folder / "last.ckpt"
+    os.utime(checkpoint, (1000.0, 1000.0))
+    trainer = make_trainer(tmp_path, Standing(tmp_path), steps=3)
+    trainer.fit(make_task("full"), Batches(), ckpt_path=checkpoint, weights_only=True)
+    status = read_status(tmp_path)
+    assert status.save_seconds == 7.0
+    assert (status.saved_step, status.saved_at) == (2, 1000.0)
