@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmlab.batch import Input, Modality
+from mmlab.models.encoders.batch_norm import run_owned
 from mmlab.models.encoders.encoder import Encoded, Encoder
 
 
@@ -51,7 +52,7 @@ class ConvolutionEncoder(Encoder):
         """Encode pixels, uint8 [rows, 3, height, width]."""
         dtype = next(self.parameters()).dtype
         pixels = (inputs.data.float() / 127.5 - 1).to(dtype)
-        features: Tensor = self.layers(pixels)
+        features = run_owned(self.layers, self.layers, pixels, inputs.owner)
         rows, columns = (
             torch.linspace(-1, 1, size, device=pixels.device, dtype=features.dtype)
             for size in features.shape[2:]

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmlab.batch import Input, Modality
+from mmlab.models.encoders.batch_norm import BATCH_NORMS, run_owned
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.pretrained import load_vision
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class ImageEncoder(Encoder):
@@ -73,7 +72,8 @@ class ImageEncoder(Encoder):
         pixels = (inputs.data.float() / 255 - self.mean.float()) / self.std.float()
         # The buffers follow the module to half precision, and so must the pixels. Convolutions keep the
         # memory format of what they read; this one is 1.6 times as fast (EfficientNet-Lite0 on a CPU).
-        tokens = self._tokens(pixels.to(self.mean.dtype, memory_format=torch.channels_last))
+        pixels = pixels.to(self.mean.dtype, memory_format=torch.channels_last)
+        tokens = run_owned(self.backbone, self._tokens, pixels, inputs.owner)
         return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
     def example(self) -> Input:
