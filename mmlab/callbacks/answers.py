@@ -139,8 +139,9 @@ class AnswerPage(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep what was said."""
+        task: Any = pl_module
         for said in outputs:
-            references = batch.references[said.sample] if batch.references else ()
+            references = task.references_of(batch, said.sample)
             self._predicted.append(Predicted(said.place, said.text, references, said.whole))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -52,11 +52,13 @@ class StatisticsPooling(Pooling):
 
 
 class FirstTokenPooling(Pooling):
-    """The first token: the class token of BERT and of most ViTs."""
+    """The first valid token: the class token of BERT and of most ViTs."""
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "rows dim"]:
         """Pool every row."""
-        return encoded.tokens[:, 0]
+        # Behind a fusion, the tokens of a modality that a sample lacks may stand before.
+        first = encoded.mask.int().argmax(dim=1)
+        return encoded.tokens[torch.arange(len(first), device=first.device), first]
 
 
 class LastTokenPooling(Pooling):

@@ -52,11 +52,15 @@ class Users(nn.Module):
             dropout: Probability in the layers and on vectors.
 
         Raises:
-            ValueError: Neither users nor items.
+            ValueError: Neither users nor items, no history to read, or heads that do not divide `dim`.
         """
         super().__init__()
         if users is None and items is None:
             raise ValueError("users by what? Set users (how many), items (for histories), or both")
+        if max_history < 1 or num_layers < 0:
+            raise ValueError(
+                f"max_history={max_history}, num_layers={num_layers}: at least 1 item, and 0 layers"
+            )
         check_heads(dim, num_heads)
         self.dim = dim
         self.max_history = max_history
@@ -198,6 +202,8 @@ class Items(nn.Module):
         super().__init__()
         self.dim = dim
         self.image, self.text, self.audio = image, text, audio
+        if number_dropout is not None and not 0 <= number_dropout < 1:
+            raise ValueError(f"number_dropout={number_dropout}: a share from 0 to below 1, or null")
         self.number_dropout = 0.0 if number_dropout is None else number_dropout
         self.remember = remember
         dims = {modality.value: tower.dim for modality, tower in self.towers()}

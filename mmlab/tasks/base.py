@@ -119,6 +119,10 @@ class BaseTask(L.LightningModule, ABC):
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Add one evaluation batch to the metric; one that knows sources takes them from the batch."""
 
+    def references_of(self, batch: Batch, sample: int) -> tuple[str, ...]:
+        """What the answer to a sample is held against; empty where the run does not know."""
+        return batch.references[sample] if batch.references else ()
+
     def on_fit_start(self) -> None:
         """Set the modes: Lightning leaves those it finds, and pretrained models come in evaluation mode."""
         self.train()

@@ -73,13 +73,17 @@ class KeyFieldTask(TaggingTask):
     def update_metrics(self, metrics: Metric, batch: Batch) -> None:
         """Keep the fields of a batch beside the right ones."""
         answers = self.predict(batch)
-        right = [read_document(batch, answer.sample).fields for answer in answers]
         metrics.update(
             [
-                one._replace(references=(as_text(known),) if known else ())
-                for one, known in zip(beside(answers, batch), right, strict=True)
+                one._replace(references=self.references_of(batch, answer.sample))
+                for one, answer in zip(beside(answers, batch), answers, strict=True)
             ]
         )
+
+    def references_of(self, batch: Batch, sample: int) -> tuple[str, ...]:
+        """The right fields; not the tags, from which it learns."""
+        known = read_document(batch, sample).fields
+        return (as_text(known),) if known else ()
 
     def predict(self, batch: Batch) -> list[Answer]:
         """The fields of each valid sample, as JSON."""
@@ -113,7 +117,7 @@ def read_document(batch: Batch, sample: int) -> Document:
     try:
         note: dict[str, Any] = json.loads(batch.notes[sample])
         words, fields = list(map(str, note["words"])), note.get("fields") or {}
-        known = {str(name): str(value) for name, value in fields.items()}
+        known = {str(name): str(value) for name, value in fields.items() if value is not None}
         return Document(words, frozenset(map(int, note.get("glued") or ())), known)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(

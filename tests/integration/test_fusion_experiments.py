@@ -77,6 +77,30 @@ CASES = [
             f"{MODEL}.image.init_args.encoder.init_args.pretrained", "false",
         ),
     ),
+    # As its first lines say.
+    Case(
+        "extraction/sroie",
+        "f1",
+        ("answers-test.html",),
+        "receipt_id",
+        (
+            "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--data.image", "null",
+            "--data.text.init_args.boxes", "null", "--model.init_args",
+            "{model: {init_args: {image: null, grid: null, text: {init_args: {layout: null}}}}, "
+            "adaptation: {init_args: {towers: full}}}",
+        ),
+    ),
+    Case(
+        "extraction/twitter_entities",
+        "f1",
+        ("report-test.txt",),
+        "key",
+        (
+            "--trainer.max_epochs", "1", "--data.image.init_args.size", "64",
+            f"{MODEL}.image.init_args.encoder.init_args.name", "test_resnet",
+            f"{MODEL}.image.init_args.encoder.init_args.pretrained", "false",
+        ),
+    ),
 ]  # fmt: skip
 
 
@@ -127,6 +151,9 @@ def samples(case: Case, count: int) -> Iterator[Mapping[str, Any]]:
             }  # fmt: skip
             if number % 4 != 0:
                 members = {"jpg": page(number)}
+        elif case.config == "extraction/twitter_entities":
+            about |= {"words": ["see", "Rome", "today"], "tags": ["O", "B-LOC", "O"]}
+            members = {"jpg": page(number)}
         else:
             about |= {"words": ["see", "Rome", "today"], "tags": ["O", "B-location", "O"]}
         yield {"__key__": f"k{number}", "json": json.dumps(about).encode(), **members}

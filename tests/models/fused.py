@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -23,6 +23,12 @@ from mmlab.models.fusion.weighted_sum import WeightedSumFusion
 
 Make = Callable[..., Fusion]
 DIMS = {"image": 6, "text": 4, "signal": 3}
+
+
+def fixed_weights(dims: Iterable[str]) -> dict[str, float]:
+    return {name: float(len(name)) for name in dims}
+
+
 TOKENS = {"image": [2, 2, 2, 0], "text": [3, 1, 0, 0], "signal": [1, 0, 1, 0]}
 """Of each of four samples; the last one has nothing at all."""
 FUSIONS: dict[str, Make] = {
@@ -30,6 +36,7 @@ FUSIONS: dict[str, Make] = {
     "concatenation": ConcatenationFusion,
     "equal": partial(WeightedSumFusion, weights="equal"),
     "learned": partial(WeightedSumFusion, weights="learned"),
+    "fixed": lambda dims, **given: WeightedSumFusion(dims, weights=fixed_weights(dims), **given),
     "gated": WeightedSumFusion,
     "tensor": partial(TensorFusion, factor=8),
     "low_rank": partial(LowRankTensorFusion, factor=8),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from fused import DIMS, FUSIONS, TOKENS, encoded, make
+from fused import DIMS, FUSIONS, TOKENS, encoded, fixed_weights, make
 from torch import Tensor
 
 from mmlab.batch import NOBODY, Input, Modality
@@ -57,6 +57,9 @@ def weighted(
         for m, n in fusion.dims.items()
     }
     scores = torch.zeros(len(parts), dtype=torch.float64)
+    if fusion.fixed is not None:
+        weights = fixed_weights(modality.value for modality in parts)
+        scores = torch.tensor(list(weights.values()), dtype=torch.float64).log()
     if fusion.importance is not None:
         scores = fusion.importance.double()
     if fusion.gate is not None:

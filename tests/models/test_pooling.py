@@ -52,6 +52,13 @@ def test_against_a_reference_in_float64(pooling: Pooling, reference, lengths: li
     assert given_.tokens.grad.isfinite().all()
 
 
+def test_the_first_token_is_the_first_valid_one() -> None:
+    """Behind a fusion that puts modalities side by side, one that a sample lacks may stand before."""
+    tokens = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[False, True, True], [True, True, False]])
+    assert FirstTokenPooling()(Encoded(tokens, mask)).tolist() == [[2.0, 3.0], [6.0, 7.0]]
+
+
 def test_attention_starts_as_the_mean_and_can_leave_it() -> None:
     pooling = AttentivePooling(6)
     given_ = encoded([4, 2])

@@ -19,8 +19,9 @@ from mmlab.models.fusion.alignment import AlignmentFusion, ClockFusion, monotoni
 from mmlab.models.fusion.bottleneck import BottleneckFusion
 from mmlab.models.fusion.crossmodal import CrossmodalFusion
 from mmlab.models.fusion.graph import GraphFusion, GraphLayer, Near, near, place_of
-from mmlab.models.fusion.tensor import TensorFusion
+from mmlab.models.fusion.tensor import LowRankTensorFusion, TensorFusion
 from mmlab.models.fusion.transformer import TransformerFusion
+from mmlab.models.fusion.weighted_sum import WeightedSumFusion
 
 IMAGE, TEXT, SIGNAL = Modality.IMAGE, Modality.TEXT, Modality.SIGNAL
 
@@ -291,6 +292,18 @@ def test_a_target_takes_the_mean_of_what_its_sources_say() -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="num_heads=4 must divide dim=6"):
         TransformerFusion({"text": 4}, dim=6)
+    for heads in (0, -2):
+        with pytest.raises(ValueError, match=f"num_heads={heads} must divide dim=8, and be at least 1"):
+            TransformerFusion({"text": 4}, dim=8, num_heads=heads)
+    with pytest.raises(ValueError, match="rank=0, factor=32: each must be at least 1"):
+        LowRankTensorFusion({"text": 4}, dim=8, rank=0)
+    for weights in ({"text": 1.0}, {"text": 1.0, "image": 0.0}):
+        with pytest.raises(ValueError, match="give one above 0 for each of text, image"):
+            WeightedSumFusion({"text": 4, "image": 4}, dim=8, weights=weights)
+    with pytest.raises(
+        ValueError, match="a grid of 5 x 5 has 25 cells, and the pictures of a sample have 49"
+    ):
+        place_of(torch.ones(1, 49, dtype=torch.bool), (5, 5))
     with pytest.raises(ValueError, match="one modality has no other to look at"):
         CrossmodalFusion({"text": 4}, dim=8)
     with pytest.raises(ValueError, match="keep=0: every node listens to one"):

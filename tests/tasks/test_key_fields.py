@@ -273,6 +273,9 @@ def test_what_is_told_is_json_beside_the_right_fields(crf: bool) -> None:
     assert metrics.compute()["f1"] == pytest.approx(2 * 1 / (2 + 3))
     task.update_metrics(metrics, replace(batch, notes=('{"words": ["x", "y"]}',) * 2))
     assert [one.references for one in metrics.answered()] == [(), ()]
+    # A page of answers shows the fields too, not the tags; null is no value.
+    blank = json.dumps({"words": ["x", "y"], "fields": {"total": None, "date": "x"}})
+    assert task.references_of(replace(batch, notes=(blank, known)), 0) == (as_text({"date": "x"}),)
 
 
 def test_a_document_whose_text_is_taken_away_has_no_fields() -> None:

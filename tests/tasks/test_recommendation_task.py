@@ -315,6 +315,9 @@ def test_training_and_evaluation_read_an_item_each_in_its_way() -> None:
     [
         (lambda: Users(8), "users by what"),
         (lambda: Users(9, users=3), "num_heads=2 must divide dim=9"),
+        (lambda: Users(8, items=3, max_history=0), "max_history=0, num_layers=1: at least 1 item, and 0"),
+        (lambda: Users(8, items=3, num_layers=-1), "max_history=50, num_layers=-1: at least 1 item"),
+        (lambda: Items(8, items=3, number_dropout=1.5), "number_dropout=1.5: a share from 0 to below 1"),
         (lambda: Items(8, items=3, number_dropout=None), "items by what"),
         (lambda: Items(8, items=3, text=FusionTower(Features())), "made for dims={}"),
         (lambda: Items(8, items=3, image=FusionTower(Features())), "image tower has Features"),

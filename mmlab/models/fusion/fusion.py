@@ -65,5 +65,5 @@ def mean_token(encoded: Encoded) -> Float[Tensor, "samples dim"]:
 
 def check_heads(dim: int, num_heads: int) -> None:
     """Raise ValueError unless the heads divide the size."""
-    if dim % num_heads != 0:
-        raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
+    if num_heads < 1 or dim % num_heads != 0:
+        raise ValueError(f"num_heads={num_heads} must divide dim={dim}, and be at least 1")

@@ -200,11 +200,19 @@ def place_of(
     """Where tokens stand, in [0, 1]: row and column in a grid, the place in the order otherwise.
 
     Several pictures of a sample lie over each other; steps are spread evenly over the sample.
+
+    Raises:
+        ValueError: The tokens of a picture are not as many as the grid has cells.
     """
     order = mask.long().cumsum(dim=1) - 1
     if grid is None:
         return ((order + 0.5) / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
     rows, columns = grid
+    if mask.shape[1] % (rows * columns) != 0:
+        raise ValueError(
+            f"a grid of {rows} x {columns} has {rows * columns} cells, and the pictures of a sample have "
+            f"{mask.shape[1]} tokens: give near.grid the rows and columns of the encoder's map"
+        )
     cell = order.clamp(min=0) % (rows * columns)
     return torch.stack([(cell // columns + 0.5) / rows, (cell % columns + 0.5) / columns], dim=2)
 

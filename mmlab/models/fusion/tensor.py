@@ -96,8 +96,13 @@ class LowRankTensorFusion(Fusion):
             factor: Size of each factor without its 1.
             rank: Products that are summed.
             dropout: Probability on the factors.
+
+        Raises:
+            ValueError: `rank` or `factor` below 1.
         """
         super().__init__(dims, dim=dim)
+        if rank < 1 or factor < 1:
+            raise ValueError(f"rank={rank}, factor={factor}: each must be at least 1")
         self.factors = _Factors(self.dims, dim=factor)
         self.dropout = nn.Dropout(dropout)
         self.maps = nn.ParameterDict(

@@ -1,7 +1,8 @@
-"""A weighted sum of what the modalities say: equal, learned, or weighed anew for each sample."""
+"""A weighted sum of what the modalities say: fixed, learned, or weighed anew for each sample."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -20,23 +21,39 @@ class WeightedSumFusion(Fusion):
     """One token for each sample: z = sum_m a_m tanh(W_m norm(x_m) + b_m), with sum_m a_m = 1.
 
     x_m is the mean of the modality's tokens. The weights a are a softmax over the modalities that a sample
-    has, of zeros (`equal`), of one learned number for each (`learned`), or of a linear layer over all x side
+    has, of zeros (`equal`), of the logarithms of numbers that are given (so that those of a sample that lacks
+    one keep their ratio), of one learned number for each (`learned`), or of a linear layer over all x side
     by side (`gated`: the gated multimodal unit of Arevalo et al. 2017, arXiv:1702.01992, eq. 3, with one gate
     for each modality instead of one for each feature). A sample without any has zeros.
     """
 
     def __init__(
-        self, dims: dict[str, int], *, dim: int, weights: Weights = "gated", dropout: float = 0.0
+        self,
+        dims: dict[str, int],
+        *,
+        dim: int,
+        weights: Weights | dict[str, float] = "gated",
+        dropout: float = 0.0,
     ) -> None:
         """Make the layers.
 
         Args:
             dims: Size of the tokens of each modality, by its name.
             dim: Size of the result.
-            weights: Where the weights come from.
+            weights: Where the weights come from; or what they are, of each modality by its name.
             dropout: Probability on the result.
+
+        Raises:
+            ValueError: Given weights are not one above 0 for each modality.
         """
         super().__init__(dims, dim=dim)
+        logs = None
+        if isinstance(weights, dict):
+            if set(weights) != set(dims) or not all(0 < w < math.inf for w in weights.values()):
+                raise ValueError(f"weights={weights}: give one above 0 for each of {', '.join(dims)}")
+            logs = torch.tensor([math.log(weights[m.value]) for m in self.dims])
+        self.fixed: Tensor | None
+        self.register_buffer("fixed", logs, persistent=False)
         self.weights = weights
         self.norms = nn.ModuleDict({m.value: nn.LayerNorm(size) for m, size in self.dims.items()})
         self.layers = nn.ModuleDict({m.value: nn.Linear(size, dim) for m, size in self.dims.items()})
@@ -64,4 +81,5 @@ class WeightedSumFusion(Fusion):
             scores: Tensor = self.gate(torch.cat(means, dim=1))
             return scores
         equal = means[0].new_zeros(len(means[0]), len(means))
-        return equal if self.importance is None else equal + self.importance
+        given = self.fixed if self.importance is None else self.importance
+        return equal if given is None else equal + given
