@@ -16,6 +16,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from mmlab.batch import Modality
+from mmlab.data.clock import Clock
 from mmlab.data.decode import BrokenMember
 from mmlab.data.reader import Reader, Rows, pad
 
@@ -72,6 +73,7 @@ class SignalReader(Reader):
         channels: int,
         max_steps: int | None = None,
         modality: str | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Settings.
 
@@ -82,7 +84,14 @@ class SignalReader(Reader):
             max_steps: Longer signals are cut: in training to a random part, in evaluation to the beginning.
             modality: What the array stands for: features of text, sounds or pictures that others have
                 computed are read in the place of these (`data.text`, ...). None: other signals.
+            clock: Bring the steps, which have times of their own, to a clock. None: they stay as they are.
+
+        Raises:
+            ValueError: `max_steps` and a clock, which says how many there are.
         """
+        if clock is not None and max_steps is not None:
+            raise ValueError(f"max_steps={max_steps} and a clock of {clock.ticks} ticks: leave one out")
+        self.clock = clock
         self.member = member
         self.channels = channels
         self.max_steps = max_steps
@@ -101,7 +110,7 @@ class SignalReader(Reader):
         """The array, or nothing."""
         if self.member not in members:
             return ()
-        stored = self._load(members[self.member])
+        stored = self._load(members[self.member], channels=self.channels)
         spare = 0 if self.max_steps is None else max(0, len(stored) - self.max_steps)
         start = 0 if rng is None else int(rng.random() * (spare + 1))
         stored = stored[start : start + len(stored) - spare]
@@ -111,15 +120,19 @@ class SignalReader(Reader):
             array = np.ascontiguousarray(stored, dtype=np.float32)
         if not np.isfinite(array).all():
             raise BrokenMember("values not finite")
+        if self.clock is not None:
+            times = self._load(members.get(self.clock.times, b""), channels=None)
+            array = self.clock.resample(array, times, self.clock.read_length(members))
         return (torch.from_numpy(array if array.flags.writeable else array.copy()),)
 
-    def _load(self, data: bytes) -> Shaped[np.ndarray, "steps channels"]:
-        """The array as it is stored."""
+    def _load(self, data: bytes, *, channels: int | None) -> Shaped[np.ndarray, "steps channels"]:
+        """The array as it is stored; None: of times, one or two for each step."""
         dtype, fortran, shape, start = read_array_header(data)
-        shape = (1, *shape) if len(shape) == 1 else shape
+        if len(shape) == 1:
+            shape = (1, *shape) if channels is not None else (*shape, 1)
         # numpy itself raises many errors for shapes of many, or of huge, dimensions.
-        if len(shape) != 2 or shape[1] != self.channels:
-            raise BrokenMember(f"shape is not [steps, {self.channels}]")
+        if len(shape) != 2 or shape[1] not in ((1, 2) if channels is None else (channels,)):
+            raise BrokenMember(f"shape is not [steps, {channels or '1 or 2'}]")
         if shape[0] == 0:
             raise BrokenMember("empty signal")
         count = math.prod(shape)

@@ -20,7 +20,8 @@ class ClockFusion(ConcatenationFusion):
     """Resamples every modality to the same ticks, and fuses what stands at each.
 
     z_t = gelu(W [norm(x_1(t)); norm(x_2(t)); ...] + b), where x_m(t) is linear between the tokens of the
-    modality, which are spread evenly over the sample (:func:`resample`). In the place of a modality that a
+    modality, which are spread evenly over the sample (:func:`resample`), as steps with times are once they
+    have been read by a :class:`~mmlab.data.clock.Clock` of as many ticks. In the place of a modality that a
     sample lacks stands a learned vector, zeros at the start. The result has a token for each tick.
     """
 
