@@ -21,6 +21,8 @@ DIRECTIONS = (
     (Modality.AUDIO, Modality.IMAGE),
     (Modality.IMAGE, Modality.TEXT),
 )
+"""What is shown; a signal is only numbers to a person."""
+_SHOWN = "this page shows " + ", ".join(f"{query} to {candidate}" for query, candidate in DIRECTIONS)
 
 
 class Row(NamedTuple):
@@ -66,7 +68,7 @@ class RetrievalPage(Callback):
             f"<!doctype html><meta charset=utf-8><title>Retrieval</title><style>{STYLE}</style>"
             "<h1>What the model finds for unseen queries</h1><p>Grey: the query. Then the best five, "
             "green where right. Queries are spread evenly over the test split, not chosen.</p>"
-            + "".join(sections),
+            + ("".join(sections) or f"<p>Nothing to show of {', '.join(rows)}: {_SHOWN}.</p>"),
         )
 
     def _section(

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,7 +29,7 @@ from mmlab.runs.status import FILE, State, Status, read_status, write_status
 
 EVERY = 5.0
 """Seconds from one note to the next."""
-HOPELESS = (ValueError, FileNotFoundError, PermissionError)
+HOPELESS = (ValueError, FileNotFoundError, PermissionError, MisconfigurationException)
 """What the command line reports as bad input: another attempt would meet it again."""
 LOST = ("gloo/transport", "NCCL")
 """What errors of a connection to another rank say."""

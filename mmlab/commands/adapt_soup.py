@@ -30,6 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     paths: list[Path] = arguments.runs
     if len(paths) < 2:
         raise ValueError(f"{paths[0]}: a soup needs at least two runs")
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice: name each run once")
     configs = [_config(path) for path in paths]
     settings = [yaml.safe_load(config.read_text(encoding="utf-8")) for config in configs]
     _check_configs(paths, settings)

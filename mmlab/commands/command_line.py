@@ -74,6 +74,8 @@ class CommandLine(LightningCLI):
     """Of signals, where the program has listened since it began."""
     _unwritten: str | None = None
     """Why the results could not be kept."""
+    measured = "trained"
+    """What the table of results calls the model."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run has beside task, data and trainer."""
@@ -339,6 +341,7 @@ class CommandLine(LightningCLI):
     def _evaluation(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("ckpt_path") is None:
             self._show("no --ckpt_path: this is the model as the config builds it, untrained by mmlab")
+            self.measured = "no checkpoint"
         return {"verbose": False, "weights_only": True}
 
     def _report(self, results: Results) -> None:
@@ -351,7 +354,7 @@ class CommandLine(LightningCLI):
                 write_json(path, results | before)
             except OSError as error:
                 self._unwritten = f"{path} was not written: {error.strerror}; the results stand above"
-        self._show(results_table(results, untrained))
+        self._show(results_table(results, untrained, measured=self.measured))
         if self._unwritten is None:
             self._show(f"results: {self.directory / 'metrics.json'}")
         segments = sorted(map(str, self.directory.glob("wandb/offline-run-*")))

@@ -43,8 +43,26 @@ def diagnose(arguments: Sequence[str], options: Iterable[str], message: str) -> 
                 return f"{source}: {found}"
     if unknown is not None:
         return _unknown_option(unknown[1] or unknown[2], list(options))
+    wrong = _wrong_value(message)
+    if wrong is not None:
+        return wrong
     lines = [line.strip(" -") for line in message.strip().splitlines()]
     return " ".join([line for line in lines if line][:2]) or "the command line could not be parsed"
+
+
+def _wrong_value(message: str) -> str | None:
+    """A value that is none of what its option takes, out of the parser's page about a union of kinds."""
+    key, value = re.search(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
+    if key is None or value is None:
+        return None
+    words, kinds = [], []
+    for literal, kind in re.findall(r"Expected an? (?:typing\.Literal\[(.+?)\]|<class '(\w+)'>)", message):
+        words += re.findall(r"[\w.-]+", literal)
+        kinds += {"": [], "NoneType": ["null"]}.get(kind, [kind])
+    close = difflib.get_close_matches(value[1], words, n=1, cutoff=0.6)
+    takes = ", ".join(dict.fromkeys([*words, *kinds]))
+    hint = f"did you mean {close[0]}?" if close else f"it takes {takes}"
+    return f"{key[1]}: {value[1]!r} does not fit: {hint}" if takes else None
 
 
 def _unknown_option(key: str, options: list[str]) -> str:
@@ -67,8 +85,13 @@ def _configs(arguments: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in pairwise(words):
         if option in ("--config", "-c"):
+            if not Path(value).exists():
+                beside = [path.name for path in Path(value).parent.glob("*.yaml")]
+                close = difflib.get_close_matches(Path(value).name, beside, n=1, cutoff=0.6)
+                hint = f": did you mean {close[0]}?" if close else ""
+                raise ValueError(f"--config: there is no {value}{hint}")
             if Path(value).is_file():
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                content = _read(value)
                 if isinstance(content, dict):
                     configs.append((value, content))
         elif option.startswith("--"):
@@ -79,6 +102,18 @@ def _configs(arguments: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     for key, value in dotted:
         _set(whole, key.split("."), yaml.safe_load(value))
     return [*configs, ("command line", whole)]
+
+
+def _read(path: str) -> Any:
+    """The content of a config file.
+
+    Raises:
+        ValueError: It is no YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 
@@ -86,6 +87,10 @@ def build(kind: type[_Built], arguments: Sequence[str]) -> _Built:
         )
     except ConfigError as error:
         raise ValueError(diagnose(plainly(arguments[1:]), error.options, str(error))) from error
+    except MisconfigurationException as error:
+        said = " ".join(str(error).split())
+        remedy = ": set trainer.accelerator to cpu, or auto" if "backend found" in said else ""
+        raise ValueError(said.rstrip("!") + remedy) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import pickle
 import struct
@@ -161,7 +162,14 @@ def open_checkpoint(path: Path) -> Stored:
         return _File(path)
     if path.is_file() and path.suffix == ".safetensors":
         return _Weights(path)
-    what = "nothing is there" if not path.exists() else "this is no checkpoint, or is cut off"
+    inside = path / "checkpoints" / "last.ckpt"
+    if inside.exists():
+        what = f"this is a run directory: take {inside}"
+    elif path.is_dir() or path.exists():
+        what = "this is no checkpoint, or is cut off"
+    else:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        what = "nothing is there" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     raise ValueError(f"checkpoint {path}: {what}")
 
 

@@ -12,7 +12,9 @@ CHANCE = "chance_"
 _TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "median_rank": "median rank"}
 
 
-def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) -> Table:
+def results_table(
+    results: Mapping[str, float], untrained: Mapping[str, float], *, measured: str = "trained"
+) -> Table:
     """Arrange flat results.
 
     Metrics named `stage/row/column` whose chance level is known fill a table with a line each for the
@@ -22,25 +24,29 @@ def results_table(results: Mapping[str, float], untrained: Mapping[str, float]) 
     Args:
         results: Flat name to value, as `metrics.json` holds them.
         untrained: The same measured before training; may be empty.
+        measured: What the results are called.
     """
     rows: dict[_Row, list[str]] = {}
     for name in results:
         row, column = _split(name)
         if row.name(CHANCE + column) in results:
             rows.setdefault(row, []).append(column)
-    columns = list(dict.fromkeys(column for measured in rows.values() for column in measured))
+    columns = list(dict.fromkeys(column for found in rows.values() for column in found))
     table = Table(title="results", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(_TITLES.get(column, column), justify="right")
     for row in rows:
-        lines = {"trained": results, "untrained": untrained, "chance": results}
+        lines = {measured: results}
+        if untrained:
+            lines["untrained"] = untrained
+        lines["chance"] = results
         for label, values in lines.items():
             prefix = CHANCE if label == "chance" else ""
             cells = [_cell(values, row.name(prefix + column), column) for column in columns]
             if any(cells):
-                title = row.title if label == "trained" else ""
+                title = row.title if label == measured else ""
                 table.add_row(title, label, *cells, end_section=label == "chance")
     for name in results:
         if _split(name)[0] not in rows and not _is_bound(name, results):

@@ -238,7 +238,7 @@ def open_release(path: Path) -> Iterator[ReleasedFiles]:
         yield _Folder(path)
         return
     if not path.is_file():
-        raise ValueError(f"there is no file or folder {path}.")
+        raise ValueError(f"there is no file or folder {path}: correct from_file (--from).")
     if path.suffix.lower() in _PICKLES:
         raise ValueError(f"{path}: {_NO_PICKLE}.")
     with ExitStack() as stack:

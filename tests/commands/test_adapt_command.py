@@ -145,6 +145,7 @@ def test_runs_that_cannot_be_averaged(command: Command) -> None:
     assert answer.status == 2
     assert "not of one adaptation" in answer.err
     assert "at least two runs" in command("adapt", "soup", str(first), "--out", "none").err
+    assert "is named twice" in command("adapt", "soup", str(first), str(first), "--out", "none").err
 
 
 class Children:

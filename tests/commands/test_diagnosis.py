@@ -73,5 +73,35 @@ def test_an_unknown_option_names_its_level() -> None:
     assert "unknown key 'modle': did you mean 'model'?" in diagnose([], options, message)
 
 
+@pytest.mark.parametrize(
+    ("errors", "value", "said"),
+    [
+        (
+            [
+                "a typing.Literal[64, 32, 16]",
+                "a typing.Literal['16-mixed', 'bf16-mixed']",
+                "a <class 'NoneType'>",
+            ],
+            "bf16mixed",
+            "a.b: 'bf16mixed' does not fit: did you mean bf16-mixed?",
+        ),
+        (["a <class 'int'>", "a <class 'NoneType'>"], "three", "'three' does not fit: it takes int, null"),
+    ],
+)
+def test_a_value_is_held_against_what_fits(errors: list[str], value: str, said: str) -> None:
+    lines = ['Parser key "a.b":', "  Does not validate against any of the Union subtypes", "  Errors:"]
+    lines += [f"    - Expected {error}" for error in errors]
+    found = diagnose([], [], "\n".join([*lines, f"  Given value: {value}"]))
+    assert found.endswith(said)
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    (tmp_path / "lora.yaml").write_text("a: [1,\n")
+    with pytest.raises(ValueError, match=r"--config: there is no .*lorra\.yaml: did you mean lora\.yaml\?"):
+        diagnose(["--config", str(tmp_path / "lorra.yaml")], [], "said")
+    with pytest.raises(ValueError, match=r"lora\.yaml is no YAML: while parsing a flow"):
+        diagnose(["--config", str(tmp_path / "lora.yaml")], [], "said")
+
+
 def test_without_a_near_word_all_are_listed() -> None:
     assert nearest("zzz", ["lr", "betas"]) == "it takes: betas, lr"

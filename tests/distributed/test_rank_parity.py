@@ -224,6 +224,7 @@ def test_two_devices_of_the_command_line_make_one_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run directory:") == done.stdout.count("results:") == 1
         (run,) = (tmp_path / "runs" / name).iterdir()
-        assert (run / "retrieval.html").is_file()
+        page = (run / "retrieval.html").read_text(encoding="utf-8")
+        assert "Nothing to show of image, signal: this page shows text to image" in page
         metrics.append(json.loads((run / "metrics.json").read_text()))
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-6, abs=1e-6)
