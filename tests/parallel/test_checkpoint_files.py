@@ -306,3 +306,13 @@ def test_rotation_leaves_the_newest_good_one_whatever_fails(
                 assert damage(newest[0]) is None
                 assert newest_good(folder, tidy=False) == newest[0]
         files.teardown()
+
+
+def test_what_is_no_checkpoint_says_what_would_be(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"this is a run directory: take .*checkpoints/last\.ckpt"):
+        open_checkpoint(run)
+    with pytest.raises(ValueError, match=r"nothing is there; did you mean .*last\.ckpt"):
+        open_checkpoint(run / "checkpoints" / "lst.ckpt")
