@@ -68,8 +68,8 @@ class Lanes:
             samples: Samples of an epoch; at most one lane to 32 of them.
             batch_size: Global batch size; P is the divisor of it, up to a bound, that most numbers of ranks
                 divide.
-            ranks: That the run begins with. Where they do not divide P, it is the least multiple of them that
-                divides the batch size, if there is one, beyond any bound.
+            ranks: That the run begins with. Where they do not divide P, but the batch size, P is their
+                number, beyond any bound.
         """
         limit = max(1, samples // 32)
         groups = next(g for g in (8, 4, 2, 1) if g * g <= limit)

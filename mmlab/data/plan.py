@@ -168,9 +168,9 @@ def keep_lanes(loading: Loading, state: Mapping[str, Any]) -> Loading:
         state: Of the data, in the checkpoint.
     """
     lanes = state.get("order", {}).get("lanes")
-    return (
-        loading if loading.lanes is not None or lanes is None else replace(loading, lanes=Lanes.read(lanes))
-    )
+    if loading.lanes is not None or lanes is None:
+        return loading
+    return replace(loading, lanes=Lanes.read(lanes))
 
 
 def check_room(samples: SampleSet, lanes: Lanes, *, loading: Loading, nodes: int) -> None:
