@@ -148,17 +148,24 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     print(f"{way.__name__}: {repeated} steps repeated")
 
 
-def test_a_partition_that_preempts(trainings: dict[str, Future[Training]], place: Site) -> None:
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_partition_that_preempts(trainings: dict[str, Future[Training]], place: Site, mode: str) -> None:
+    """By itself Slurm does not queue again what it has cancelled."""
     whole = trainings["undisturbed"].result()
-    found = Training(place, "preempted", "--partition", "low", "--data.loading.num_workers", "1")
+    found = Training(place, mode, "--partition", "low", "--data.loading.num_workers", "1")
     wait_for_steps(found, 7)
-    high = place.cluster.run(
-        ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null",
-         "--wrap", "sleep 3"], cwd=place.folder,
-    ).stdout.strip()  # fmt: skip
-    assert place.cluster.wait_for(high, ENDED, PATIENCE) == "COMPLETED"
+    control(found, "scontrol", "update", "PartitionName=low", f"PreemptMode={mode}")
+    try:
+        high = place.cluster.run(
+            ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null",
+             "--wrap", "sleep 3"], cwd=place.folder,
+        ).stdout.strip()  # fmt: skip
+        assert place.cluster.wait_for(high, ENDED, PATIENCE) == "COMPLETED"
+    finally:
+        control(found, "scontrol", "update", "PartitionName=low", "PreemptMode=REQUEUE")
     assert finish(found) == "COMPLETED", found.log
     assert "stopped by SIGTERM" in found.log
+    assert ("requeued after SIGTERM" in found.log) is (mode == "CANCEL")
     assert same_run(found, whole) == 0
 
 
