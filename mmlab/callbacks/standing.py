@@ -138,9 +138,11 @@ class Standing(BatchEnds):
     def hung(self, reason: str) -> None:
         """Say that the watchdog ends the run; called from its thread, on every rank."""
         pages = [page for page in read_pages(self.directory) if page.rank == self.rank]
-        step, samples = (pages[0].step, pages[0].listing()) if pages else (0, "")
+        failure = Failure("hung", 0, rank=self.rank)
+        for page in pages:
+            failure = Failure(f"hung{page.within}", page.trained, page.listing(), self.rank)
         with spared(self.directory / "failures"):
-            note_failure(self.directory, Failure("hung", step, samples, self.rank))
+            note_failure(self.directory, failure)
         if self.rank == 0:
             self.finish("hung", reason)
 

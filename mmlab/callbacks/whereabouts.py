@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from mmlab.batch import Batch
 from mmlab.callbacks.batch_ends import BatchEnds
@@ -39,6 +40,8 @@ class Whereabouts(BatchEnds):
         """What goes on, for people."""
         self.step = 0
         """As in :class:`mmlab.runs.rank_page.Page`."""
+        self.trained = 0
+        """As in :class:`mmlab.runs.rank_page.Page`."""
         self.phase: Phase = "start"
         self.keys: tuple[str, ...] = ()
         """Of the batch that began last."""
@@ -49,7 +52,7 @@ class Whereabouts(BatchEnds):
         """Open the page."""
         if self._page is None:
             self._page = RankPage(self.directory, trainer.global_rank)
-        self.step, self.keys = 0, ()
+        self.step, self.trained, self.keys = 0, 0, ()
         self._sign("start", f"prepares `{stage}`", slow=True)
         self._page.note(self.step, "start")
 
@@ -62,11 +65,12 @@ class Whereabouts(BatchEnds):
         # The first of a pass may have to wait for workers and for a compiler.
         self._sign(phase, f"is in batch {step} of `{phase}`", slow=self._done == 0)
         assert self._page is not None
-        self._page.note(step, phase, batch.keys)
+        self._page.note(step, phase, batch.keys, trained=self.trained)
 
     def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
         """A batch ends."""
         self._done += 1
+        self.trained += phase == "train"
         self._sign(self.phase, f"has done batch {self.step} of `{self.phase}`, has no next one", slow=False)
 
     def _begin_pass(self, phase: Phase) -> None:
@@ -82,7 +86,13 @@ class Whereabouts(BatchEnds):
         """A save begins."""
         self._sign("save", f"saves a checkpoint after batch {self.step}", slow=True)
         assert self._page is not None
-        self._page.note(self.step, "save", self.keys)
+        self._page.note(self.step, "save", self.keys, trained=self.trained)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Training goes on where a checkpoint stands, perhaps with a validation."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        assert isinstance(progress, _ProcessedTracker)
+        self.trained = progress.processed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass begins."""
@@ -92,7 +102,8 @@ class Whereabouts(BatchEnds):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """A batch begins."""
-        self._begin("train", trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1, batch)
+        self.trained = trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        self._begin("train", self.trained, batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A pass ends."""

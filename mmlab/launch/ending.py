@@ -75,8 +75,8 @@ def _failure(run: Path, status: int, *, own: bool) -> Failure:
         hopeless = status in (BAD_INPUT, INTERRUPTED)
         return Failure(f"{what}, before it began", step=0, hopeless=hopeless, time=time.time())
     # Ranks wait for each other, so the one that died is not ahead of any.
-    last = min(pages, key=lambda page: page.step)
-    return Failure(what, last.step, last.listing(), last.rank, time=time.time())
+    last = min(pages, key=lambda page: (page.trained, page.step))
+    return Failure(what + last.within, last.trained, last.listing(), last.rank, time=time.time())
 
 
 def _verdict(

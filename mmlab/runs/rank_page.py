@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Phase = Literal["start", "train", "val", "test", "predict", "save"]
 FOLDER = "ranks"
@@ -33,7 +33,7 @@ class Page(NamedTuple):
 
     rank: int
     step: int
-    """Batches of training that were done before, in all epochs; in evaluation those of the pass."""
+    """Batches that were done before: of training in all epochs, in evaluation of the pass."""
     phase: Phase
     """What it had begun to do. A batch of training that is done is noted with the phase `start`: of what
     comes next nothing is known yet."""
@@ -45,6 +45,13 @@ class Page(NamedTuple):
     """In seconds since 1970."""
     host: str
     pid: int
+    trained: int = 0
+    """Batches of training that were done before, in evaluation too."""
+
+    @property
+    def within(self) -> str:
+        """In which batch of evaluation it is, to be added to what is said of it."""
+        return f" in batch {self.step} of {self.phase}" if self.phase in ("val", "test", "predict") else ""
 
     def listing(self) -> str:
         """The keys as a person reads them."""
@@ -82,18 +89,21 @@ class RankPage:
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self.rank = rank
 
-    def note(self, step: int, phase: Phase, keys: Sequence[str] = ()) -> None:
+    def note(self, step: int, phase: Phase, keys: Sequence[str] = (), *, trained: int | None = None) -> None:
         """Say where this rank is.
 
         Args:
             step: See :class:`Page`.
             phase: What it begins to do.
             keys: Of the samples of the batch.
+            trained: See :class:`Page`; None: as many as `step`.
         """
+        trained = step if trained is None else trained
         words, named = json.dumps(keys, separators=(_BETWEEN, ":")), len(keys)
         if len(words) > _ROOM:
             words, named = _cut(words)
-        rest = {"step": step, "phase": phase, "more": len(keys) - named, "time": time.time()}
+        rest: dict[str, Any] = {"step": step, "trained": trained, "phase": phase, "time": time.time()}
+        rest["more"] = len(keys) - named
         # The keys are text already, and most of it.
         text = f'{json.dumps(rest | self._who)[:-1]}, "keys": {words}}}'.encode()
         self._number += 1

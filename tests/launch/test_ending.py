@@ -83,6 +83,19 @@ def test_a_killed_run_begins_again_as_often_as_is_allowed(
     assert "requeued for attempt 2 of 3" in capsys.readouterr().err
 
 
+def test_kills_in_two_validations_are_not_the_same(tmp_path: Path, requeued: list[tuple[str, ...]]) -> None:
+    """Every validation has a first batch."""
+    page = RankPage(tmp_path, 0)
+    for trained in (40, 80, 80):
+        write_status(tmp_path, Status("running", step=trained, job="1001", restarts=0))
+        page.note(0, "val", ["a"], trained=trained)
+        assert ended(tmp_path, 137, requeues=9) == 137
+    assert requeued == [REQUEUE, REQUEUE]
+    assert [(one.what, one.step) for one in past_failures(tmp_path)] == [
+        ("a rank was killed in batch 0 of val", step) for step in (40, 80, 80)
+    ]
+
+
 def test_the_same_failure_at_the_same_step_twice_is_the_last(
     tmp_path: Path, requeued: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
