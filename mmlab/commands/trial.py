@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,8 +56,8 @@ class Unbuilt(Parts):
 
     def _set_seed(self) -> None:
         """As always, but without a line about it for each trial."""
-        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-        super()._set_seed()
+        with _warnings_alone("lightning.fabric.utilities.seed"):
+            super()._set_seed()
 
     def instantiate_classes(self) -> None:
         """Not yet."""
@@ -64,6 +65,18 @@ class Unbuilt(Parts):
     def instantiate(self) -> None:
         """Build task, data and trainer."""
         super().instantiate_classes()
+
+
+@contextmanager
+def _warnings_alone(name: str) -> Iterator[None]:
+    """Nothing below a warning of a logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _devices(trainer: Namespace) -> int:
@@ -123,7 +136,6 @@ def train(parts: Unbuilt, batch: Batch, samples: int) -> Trial:
     task, device = parts.model, parts.trainer.strategy.root_device
     task.execution = replace(task.execution, micro_batch=samples if samples < len(batch) else None)
     watch = _Watch()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     settings = dict(parts.config_init[parts.subcommand].trainer) | {
         "callbacks": [watch], "logger": False, "max_steps": _STEPS, "max_epochs": -1, "max_time": None,
         "limit_train_batches": 1.0, "limit_val_batches": 0, "accumulate_grad_batches": 1,
@@ -131,7 +143,7 @@ def train(parts: Unbuilt, batch: Batch, samples: int) -> Trial:
         "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
     }  # fmt: skip
     reset_peak(device)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _warnings_alone("lightning.pytorch.utilities.rank_zero"):
         warnings.simplefilter("ignore")  # validation is left out, on purpose
         Trainer(**settings).fit(task, train_dataloaders=_Repeated(batch))
     return Trial(samples, peak_memory(device), len(batch) / watch.seconds)

@@ -7,11 +7,11 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mmlab.assets.cache import cache_dir
@@ -49,53 +49,102 @@ def check_shards(
         if known is not None:
             found[path] = known
             done(path)
+
+    def keep(path: Path, findings: Findings) -> None:
+        found[path] = findings
+        done(path)
+
     left = [path for path in paths if path not in found]
     if jobs == 0:
         for path in left:
-            found[path] = _check(path)
-            done(path)
+            keep(path, _check(path))
     else:
-        # Where a process dies, nobody knows which shard it was: the rest is read again, each on its own.
-        dead = _in_processes(left, jobs, found, done)
-        for path in dead:
-            if _in_processes([path], 1, found, done):
-                found[path] = Findings(path, damage="the process that read it died: out of memory?")
-                done(path)
+        _check_elsewhere(left, jobs, keep)
     extensions = sorted({name for findings in found.values() for name in findings.extensions})
     return [_with_lacking(found[path], extensions) for path in paths]
 
 
-def _in_processes(
-    paths: Sequence[Path], jobs: int, found: dict[Path, Findings], done: Callable[[Path], None]
-) -> list[Path]:
-    """Check shards in processes of their own; returns those that are left when a process dies."""
-    if not paths:
-        return []
-    others = set(multiprocessing.active_children())
-    # Spawned, not forked: a fork may inherit a lock that a thread of this process holds.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(paths)), mp_context=context, initializer=_leave_interrupts)
-    futures: dict[Future[Findings], Path] = {pool.submit(_check, path): path for path in paths}
+def _check_elsewhere(paths: Sequence[Path], jobs: int, keep: Callable[[Path, Findings], None]) -> None:
+    """Check shards in processes of their own.
+
+    An executor has a thread and locks between this process and the others, and Ctrl-C at the wrong moment
+    can leave one locked: the process then never ends. Here are pipes alone.
+    """
+    left = list(reversed(paths))
+    readers: list[_Reader] = []
     try:
-        for future in as_completed(futures):
-            try:
-                found[futures[future]] = future.result()
-            except BrokenProcessPool:
-                continue
-            done(futures[future])
-    except BaseException:
+        while left and len(readers) < jobs:
+            readers.append(_Reader(left.pop()))
+        while readers:
+            for pipe in multiprocessing.connection.wait([reader.pipe for reader in readers]):
+                reader = next(reader for reader in readers if reader.pipe is pipe)
+                path, findings = reader.path, reader.answer()
+                if findings is not None and left:
+                    reader.ask(left.pop())
+                else:
+                    reader.end()
+                    readers.remove(reader)
+                    readers += [_Reader(left.pop())] if left else []
+                keep(path, findings or Findings(path, damage="the process that read it died: out of memory?"))
+    finally:
         # A shard can take minutes: who interrupts does not wait for it.
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        raise
-    pool.shutdown()
-    return [path for path in paths if path not in found]
+        for reader in readers:
+            reader.end()
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the one that started the others ends them."""
+class _Reader:
+    """A process that checks one shard after the other.
+
+    Args:
+        path: The first.
+    """
+
+    path: Path
+    """What it reads."""
+
+    def __init__(self, path: Path) -> None:
+        # Spawned, not forked: a fork may inherit a lock that a thread of this process holds.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, its_end = context.Pipe()
+        self._process = context.Process(target=_check_what_is_asked, args=(its_end,), daemon=True)
+        self._process.start()
+        its_end.close()  # or this process would hold it open, and not see that the other one died
+        self.ask(path)
+
+    def ask(self, path: Path) -> None:
+        self.path = path
+        with contextlib.suppress(BrokenPipeError):  # it died: the answer will say so
+            self.pipe.send(path)
+
+    def answer(self) -> Findings | None:
+        """What it found; None: it died. Raises what it raised."""
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Findings)
+        return answer
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+        self.pipe.close()
+
+
+def _check_what_is_asked(pipe: Connection) -> None:
+    # Ctrl-C reaches all processes of a terminal; the one that started the others ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the process that asks is gone
+        while True:
+            path = pipe.recv()
+            try:
+                pipe.send(_check(path))
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                pipe.send(error)
 
 
 def _check(path: Path) -> Findings:

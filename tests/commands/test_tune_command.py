@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def test_a_trial_trains_in_parts(config: str) -> None:
         assert set(seen) == sizes
     assert any(not torch.equal(a, b) for a, b in zip(before, parts.model.parameters(), strict=True))
     assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in parts.model.modules())
+    for name in ("fabric.utilities.seed", "pytorch.utilities.rank_zero"):
+        assert logging.getLogger(f"lightning.{name}").level < logging.WARNING, "later ones speak again"
 
 
 def test_not_even_one_sample(config: str, monkeypatch: pytest.MonkeyPatch) -> None:

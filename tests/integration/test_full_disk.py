@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # The processes that helped the run end a moment after it, and stand in the folder until then.
+        deadline = time.monotonic() + 60
+        while subprocess.run(["umount", folder], check=False).returncode != 0:
+            assert time.monotonic() < deadline, "a process of the run is left"
+            time.sleep(0.2)
 
 
 def fit(disk: Path, **filler: int) -> subprocess.CompletedProcess[str]:
