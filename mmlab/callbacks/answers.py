@@ -163,8 +163,8 @@ class AnswerPage(Callback):
             Path(trainer.default_root_dir) / f"answers-{split}.html",
             f"<!doctype html><meta charset=utf-8><title>Answers</title><style>{STYLE}</style>"
             f"<h1>What the model says of {wanted} samples</h1><p>Step {trainer.global_step}. Samples are "
-            "spread evenly over the split, not chosen. Green where the answer is one of the references.</p>"
-            + "".join(_section(one, shown) for one, shown in rows),
+            "spread evenly over the split, not chosen. Green where the answer is one of the references, in "
+            "capitals or not.</p>" + "".join(_section(one, shown) for one, shown in rows),
         )
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
