@@ -123,12 +123,16 @@ def _finite(value: float) -> float | None:
 
 
 def draw(batch: Batch, *, seed: int) -> dict[Modality, Tensor]:
-    """A number in [0, 1) for each modality of each sample, from its place and the seed."""
+    """A number in [0, 1) for each modality of each sample, from its place and the seed.
+
+    Who chose what (a signal of numbers of users and items) is what is told of, not a modality.
+    """
     return {
         modality: torch.tensor(
             [Random(f"{seed}/{place}/{modality}").random() for place in batch.place.tolist()]
         )
-        for modality, _ in batch.inputs()
+        for modality, inputs in batch.inputs()
+        if modality != Modality.SIGNAL or inputs.data.is_floating_point()
     }
 
 
@@ -137,5 +141,6 @@ def without(batch: Batch, share: float, draws: Mapping[Modality, Tensor]) -> Bat
     changed: dict[str, Any] = {
         modality.value: inputs.without((draws[modality] < share).to(batch.place.device))
         for modality, inputs in batch.inputs()
+        if modality in draws
     }
     return replace(batch, **changed)

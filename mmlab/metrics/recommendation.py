@@ -178,7 +178,7 @@ class RecommendationMetrics(Metric):
         """
         assert batch.signal is not None
         valid = batch.valid.tolist()
-        rows = batch.signal.data.cpu()
+        rows = batch.signal.data.masked_fill(batch.signal.owner[:, None] == NOBODY, NOBODY).cpu()
         user, item = (rows_of.vector.detach().float().cpu() for rows_of in (output.user, output.item))
         for sample, key in enumerate(batch.keys):
             if not valid[sample]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mmlab import collectives
@@ -29,6 +29,11 @@ class Popularity(nn.Module, FollowsSteps):
         self.register_buffer("count", torch.ones(items, dtype=torch.int64))
         # No buffer: DDP would put rank 0's in its place before this step has been added up.
         self._new: Tensor | None = None
+
+    @property
+    def had(self) -> Bool[Tensor, " items"]:
+        """Which items training has had."""
+        return self.count > 1
 
     def forward(self, item: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Log of the share of training samples that have the item.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -79,13 +79,18 @@ class Users(nn.Module):
             )
 
     def forward(
-        self, user: Int64[Tensor, " samples"], history: Int64[Tensor, "samples steps"]
+        self,
+        user: Int64[Tensor, " samples"],
+        history: Int64[Tensor, "samples steps"],
+        known: Bool[Tensor, " items"] | None = None,
     ) -> Float[Tensor, "samples dim"]:
         """A vector for each user, not of unit length.
 
         Args:
             user: Numbers, or NOBODY.
             history: Items, the latest last, NOBODY behind each history's end.
+            known: Which items training has had: the vectors of others are random, and are not read. None:
+                all.
         """
         parts = []
         if self.users is not None:
@@ -94,13 +99,17 @@ class Users(nn.Module):
             parts.append(self.users(torch.where(user == NOBODY, unknown, user)))
         if self.items is not None:
             _check(history, self.items.num_embeddings, "items")
-            parts.append(self._read(_latest(history, self.max_history)))
+            parts.append(self._read(_latest(history, self.max_history), known))
         vector: Tensor = self.dropout(torch.stack(parts).sum(dim=0))
         return vector
 
-    def _read(self, history: Int64[Tensor, "samples steps"]) -> Float[Tensor, "samples dim"]:
+    def _read(
+        self, history: Int64[Tensor, "samples steps"], known: Bool[Tensor, " items"] | None
+    ) -> Float[Tensor, "samples dim"]:
         assert self.items is not None
         there = history != NOBODY
+        if known is not None:
+            there = there & known[history.clamp(min=0)]
         # The latest item stands last, so its place from the end is 0.
         ago = there.flip(1).long().cumsum(dim=1).flip(1) - 1
         # Every place is read once, as zeros: with an empty history too the tables have a gradient.
@@ -121,6 +130,7 @@ class Users(nn.Module):
 class Remembered:
     """What a frozen tower gave of each item: it need not run twice. Not kept in checkpoints.
 
+    A sample that lacks the modality is none of whose item is remembered, and gets no token.
     Training and evaluation each have their own, for they may read an item in different ways. Ranks need not
     agree on what they know, so this is for towers whose weights lie whole on each.
     """
@@ -149,16 +159,15 @@ class Remembered:
         with torch.inference_mode(False), torch.no_grad():
             token = self._tokens.get(training)
             if token is None or token.device != item.device:
-                # Behind the token stands whether the item has the modality, and whether it is known.
-                token = torch.zeros(self._items, tower.dim + 2, device=item.device)
+                # Behind the token stands whether it is known.
+                token = torch.zeros(self._items, tower.dim + 1, device=item.device)
                 self._tokens[training] = token
-            new = ((item != NOBODY) & (token[item.clamp(min=0), -1] == 0)).nonzero().flatten()
+            has = inputs.present & (item != NOBODY)
+            new = (has & (token[item.clamp(min=0), -1] == 0)).nonzero().flatten()
             if len(new) > 0:
                 found = tower(inputs.select(new))
-                has = found.mask[:, :1].float()
-                token[item[new]] = torch.cat([found.tokens[:, 0], has, torch.ones_like(has)], dim=1)
-        kept = token[item.clamp(min=0)]
-        return Encoded(kept[:, None, :-2], (kept[:, -2:-1] > 0) & (item != NOBODY)[:, None])
+                token[item[new]] = F.pad(found.tokens[:, 0], (0, 1), value=1.0)
+        return Encoded(token[item.clamp(min=0), None, :-1], has[:, None])
 
 
 class Items(nn.Module):
@@ -278,6 +287,8 @@ class Recommended(NamedTuple):
     """`group` is the number of the item that the user chose; NOBODY where the sample has no such pair."""
     item: Embeddings
     """`group` is the item's number; NOBODY where the sample has none."""
+    chooser: Int64[Tensor, " samples"]
+    """The user's number; NOBODY where the sample has no such pair."""
     log_share: Float[Tensor, " samples"]
     """Log of the share of training samples that have the item."""
     history: Int64[Tensor, "samples steps"]
@@ -315,9 +326,14 @@ class Recommender(nn.Module):
         known = (item != NOBODY) & batch.valid
         pair = known & (user != NOBODY)
         nobody = torch.full_like(item, NOBODY)
+        # In training all histories are of items that it has, sooner or later.
+        had = None if self.training else self.items.popularity.had
         return Recommended(
-            user=Embeddings(_unit(self.users(user, history)), torch.where(pair, item, nobody), batch.place),
+            user=Embeddings(
+                _unit(self.users(user, history, had)), torch.where(pair, item, nobody), batch.place
+            ),
             item=Embeddings(_unit(self.items(batch, item)), torch.where(known, item, nobody), batch.place),
+            chooser=torch.where(pair, user, nobody),
             log_share=self.items.popularity(item),
             history=history,
         )

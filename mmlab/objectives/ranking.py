@@ -85,16 +85,19 @@ class RankingObjective(nn.Module, ABC):
         user: Embeddings,
         item: Embeddings,
         *,
+        chooser: Int64[Tensor, " samples"],
         log_share: Float[Tensor, " samples"],
         history: Int64[Tensor, "samples steps"],
     ) -> Loss:
         """The mean loss over the users of all ranks that chose something; all must have as many rows.
 
-        An item is no negative of a user who chose it here or has it in the history.
+        An item is no negative of a user who chose it in any row of the global batch or has it in the history
+        of this row. (What a user chose at other times may be one: batches do not say it.)
 
         Args:
             user: Vectors; the group is the number of the item that the user chose, in the same row of `item`.
             item: Vectors; the group is the item's number.
+            chooser: The user's number; NOBODY where the user chose nothing.
             log_share: Log of each item's share of the training samples.
             history: Items that each user chose before.
         """
@@ -104,11 +107,12 @@ class RankingObjective(nn.Module, ABC):
         with torch.autocast(user.vector.device.type, enabled=False):
             candidates = collectives.gather(item.vector)
             number = collectives.gather(item.group)
+            same = collectives.gather(chooser) == chooser[:, None]
             share = collectives.gather(log_share)
             score = self.log_scale.exp() * (user.vector @ candidates.T)
             own = collectives.rank() * len(user.group) + torch.arange(len(user.group), device=number.device)
             chose = user.group != NOBODY
-            others = (number != NOBODY) & (number != user.group[:, None]) & ~_among(number, history)
+            others = (number != NOBODY) & ~_chosen(number, same, history)
             # A row of nobody compares nothing: its own column alone is left.
             losses = self.losses(score, own, others & chose[:, None], share)
         losses = losses.masked_fill(~chose, 0)
@@ -151,12 +155,18 @@ class BayesianRanking(RankingObjective):
         return bayesian_ranking(score, own, others)
 
 
-def _among(
-    number: Int64[Tensor, " items"], history: Int64[Tensor, "users steps"]
+def _chosen(
+    number: Int64[Tensor, " items"],
+    same: Bool[Tensor, "users items"],
+    history: Int64[Tensor, "users steps"],
 ) -> Bool[Tensor, "users items"]:
-    """Which items each history holds: a table of the distinct items, a column for each, read out again."""
+    """Which items each user has in the history, or chose in a row that is the `same` user's.
+
+    By a table of the distinct items, a column for each, read out again.
+    """
     distinct, column = torch.unique(number, return_inverse=True)
     place = torch.searchsorted(distinct, history.contiguous()).clamp(max=len(distinct) - 1)
     held = (distinct[place] == history) & (history != NOBODY)
     table = torch.zeros(len(history), len(distinct), dtype=torch.int64, device=number.device)
-    return table.scatter_add(1, place, held.long())[:, column] > 0
+    table = table.scatter_add(1, place, held.long()).scatter_add(1, column.expand_as(same), same.long())
+    return table[:, column] > 0

@@ -54,7 +54,13 @@ class RecommendationTask(BaseTask):
         """The loss of the objective."""
         found = self(batch)
         self.model.items.popularity.see(found.user.group)
-        loss = self.objective(found.user, found.item, log_share=found.log_share, history=found.history)
+        loss = self.objective(
+            found.user,
+            found.item,
+            chooser=found.chooser,
+            log_share=found.log_share,
+            history=found.history,
+        )
         return {"ranking": loss}
 
     def make_metrics(self) -> Metric:

@@ -47,6 +47,7 @@ FUSIONS: dict[str, Make] = {
     "graph": partial(GraphFusion, num_heads=2),
     "graph_product": partial(GraphFusion, num_heads=2, score="product"),
     "graph_near": partial(GraphFusion, num_heads=2, near=Near(0.6)),
+    "graph_grid": partial(GraphFusion, num_heads=2, near=Near(0.6, grid=(1, 2))),
     "graph_best": partial(GraphFusion, num_heads=2, edges="between", keep=2),
     "clock": partial(ClockFusion, ticks=3),
     "alignment": AlignmentFusion,

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmlab.batch import NOBODY, Input, Modality
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.concatenation import ConcatenationFusion
-from mmlab.models.fusion.fusion import Fusion
+from mmlab.models.fusion.fusion import Fusion, mean_token
 from mmlab.models.fusion.product import ProductFusion
 from mmlab.models.fusion.tensor import LowRankTensorFusion, TensorFusion
 from mmlab.models.fusion.tower import FusionTower
@@ -125,6 +125,17 @@ def test_a_modality_that_no_sample_has_still_reaches_its_tower(kind: str) -> Non
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("name", DIMS)
+def test_one_blank_token_stands_for_a_modality_that_no_sample_has(kind: str, name: str) -> None:
+    """As :func:`side_by_side` gives it, however many tokens others have where somebody has it."""
+    fusion, given, modality = make(kind), encoded(), Modality(name)
+    wide = given[modality]._replace(mask=torch.zeros_like(given[modality].mask))
+    blank = Encoded(torch.zeros(4, 1, DIMS[name]), torch.zeros(4, 1, dtype=torch.bool))
+    one, other = (mean_token(fusion(given | {modality: empty})) for empty in (blank, wide))
+    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", FUSIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from torch import nn
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import NOBODY, Batch, Input, Modality
+from mmlab.callbacks import robustness
 from mmlab.callbacks.recommendations import RecommendationLists
 from mmlab.data.interactions import InteractionReader
 from mmlab.data.module import ShardData
@@ -238,9 +240,41 @@ def test_histories_end_where_they_end() -> None:
     assert not torch.allclose(vectors[0], other[0]), "in their order"
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_what_training_never_had_is_not_read_in_a_history(layers: int) -> None:
+    """Its vector is as it was drawn."""
+    built = model(num_layers=layers).eval()
+    built.items.popularity.count[[2, 5]] += 1
+    vectors = built(batch()).user.vector  # of the histories [5, 6], none, none, [7]
+    read = built.users(torch.full((3,), NOBODY), torch.tensor([[5], [NOBODY], [NOBODY]]))
+    torch.testing.assert_close(vectors[[0, 1, 3]], nn.functional.normalize(read, dim=1))
+    assert not torch.allclose(vectors[0], vectors[1])
+    assert not torch.allclose(built.train()(batch()).user.vector[3], vectors[3]), "training has it soon"
+
+
+def test_of_an_item_without_content_nothing_is_remembered() -> None:
+    built = model(numbered=False).eval()
+    whole = batch()
+    assert whole.text is not None
+    bare = replace(whole, text=whole.text.without(torch.ones(5, dtype=torch.bool)))
+    right, without = (model(numbered=False).eval()(one).item.vector for one in (whole, bare))
+    assert not torch.allclose(right[0], without[0])
+    for given, expected in ((bare, without), (whole, right), (bare, without)):
+        torch.testing.assert_close(built(given).item.vector, expected)
+
+
+def test_robustness_takes_content_from_items_and_no_one_from_the_test() -> None:
+    whole = batch()
+    less = robustness.without(whole, 1.0, robustness.draw(whole, seed=0))
+    assert less.text is not None
+    assert not less.text.present.any()
+    assert less.signal is whole.signal
+
+
 @pytest.mark.parametrize("users", [{"users": 9}, {"users": 9, "num_layers": 0}, {"users": 9, "items": None}])
 def test_parts_of_a_batch_make_the_whole(users: dict[str, Any]) -> None:
     built = model(**users).eval()
+    built.items.popularity.count += 1
     whole, parts = built(batch()), run_in_parts(built, batch(), 2)
     torch.testing.assert_close(parts.user.vector, whole.user.vector)
     torch.testing.assert_close(parts.item.vector, whole.item.vector)
@@ -254,7 +288,8 @@ def ddp_on_rank() -> dict[str, list[float]]:
     network = nn.parallel.DistributedDataParallel(built)
     found = network(batch(rank))
     history = found.history if rank == 0 else torch.full_like(found.history, NOBODY)
-    loss = objective(found.user, found.item, log_share=found.log_share, history=history)
+    more = {"chooser": found.chooser, "log_share": found.log_share}
+    loss = objective(found.user, found.item, history=history, **more)
     loss.value.backward()
     built.items.popularity.see(found.user.group)
     built.items.popularity.after_step()

@@ -208,7 +208,8 @@ def place_of(
     if grid is None:
         return ((order + 0.5) / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
     rows, columns = grid
-    if mask.shape[1] % (rows * columns) != 0:
+    # Where nobody has a picture, one blank token stands for those of all.
+    if mask.any() and mask.shape[1] % (rows * columns) != 0:
         raise ValueError(
             f"a grid of {rows} x {columns} has {rows * columns} cells, and the pictures of a sample have "
             f"{mask.shape[1]} tokens: give near.grid the rows and columns of the encoder's map"
