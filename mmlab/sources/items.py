@@ -50,6 +50,8 @@ class Item(NamedTuple):
     several each is written with its place, `0.jpg`, `1.jpg`, ..."""
     arrays: Mapping[str, Sequence[float] | Shaped[np.ndarray, " dim"]] = {}
     """Features, a member each in numpy's format, by extension (`text.npy`): float32, one step."""
+    needs_media: bool = True
+    """Whether it is left out where a picture or sound cannot be read; else it is a sample without."""
 
 
 class Written(NamedTuple):
@@ -134,7 +136,9 @@ def _read(load: Callable[[str], _Medium | str], item: Item) -> tuple[Item, dict[
     for place, end in enumerate(item.media):
         medium = load(end)
         if isinstance(medium, str):
-            return item, medium
+            if item.needs_media:
+                return item, medium
+            continue
         members[medium.extension if len(item.media) == 1 else f"{place}.{medium.extension}"] = medium.data
     return item, members
 

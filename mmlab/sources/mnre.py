@@ -42,7 +42,7 @@ class Mnre(Released):
     A sample is a pair of entities in a post: `json` has `words`, `head` and `tail` (each the place of its
     first word and of the word behind its last), `relation` (one of 23, such as `/per/per/couple`, or `None`),
     `image_id` and `group` (the picture: a post has several pairs). The picture is `jpg`; a pair whose picture
-    the release lacks is a sample without one. The splits are the released ones (12,247, 1,624 and 1,614).
+    is missing or broken is a sample without one. The splits are the released ones (12,247, 1,624 and 1,614).
     """
 
     name = "mnre"
@@ -136,5 +136,5 @@ def _fits(pair: Mapping[str, Any], end: str) -> bool:
 
 def _item(files: ReleasedFiles, split: str, number: int, pair: Mapping[str, Any]) -> Item:
     image = pair["image_id"]
-    found = files.find(f"img_org/{split}/{image}") or files.find(image)
-    return Item(key=f"{split}-{number}", about=pair, media=() if found is None else (found,))
+    picture = files.find(f"img_org/{split}/{image}") or image
+    return Item(f"{split}-{number}", pair, media=(picture,), needs_media=False)

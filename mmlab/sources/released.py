@@ -152,8 +152,12 @@ class Released(Source):
         print(f"reading {self.name} from {files.path}", file=sys.stderr, flush=True)
         contents = self.read(files, annotations)
         for name, items in contents.splits.items():  # before hours of writing
-            missing = sum(any(files.find(end) is None for end in item.media) for item in items)
-            self._check_lost(files, name, items, missing)
+            bare = [item for item in items if any(files.find(end) is None for end in item.media)]
+            lost = sum(item.needs_media for item in bare)
+            self._check_lost(files, name, items, lost)
+            if len(bare) > lost:
+                what = "lack a picture or sound that is named, and are samples without it"
+                print(f"{len(bare) - lost} of {len(items)} of {name} {what}", file=sys.stderr)
         splits = {}
         for name, items in contents.splits.items():
             if items:

@@ -19,8 +19,8 @@ class TwitterEntities(Released):
     """Posts with a picture and their named entities (Twitter-2015, Zhang et al. 2018; -2017, Lu et al. 2018).
 
     A sample is a post with its picture (`jpg`): `json` has `words`, `tags` (one for each word, by BIO: LOC,
-    MISC or OTHER, ORG, PER), `image_id` and `group` (the picture). The splits are the released ones. Pictures
-    that are missing leave their posts out.
+    MISC or OTHER, ORG, PER), `image_id` and `group` (the picture); a post whose picture is missing or broken
+    is a sample without one. The splits are the released ones.
     """
 
     name = "twitter_entities"
@@ -66,5 +66,6 @@ def _items(files: ReleasedFiles, split: str, name: str) -> list[Item]:
     for one in sentences(files, name, columns=2, tags=_TAGS, heading=lambda line: line.startswith(_HEADING)):
         image = one.heading.removeprefix(_HEADING).strip()
         about = {"words": one.words, "tags": one.tags, "image_id": image, "group": image}
-        items.append(Item(key=f"{split}-{one.number}", about=about, media=(f"{image}.jpg",)))
+        picture = f"{image}.jpg"
+        items.append(Item(f"{split}-{one.number}", about, media=(picture,), needs_media=False))
     return items

@@ -52,11 +52,12 @@ def test_a_pair_of_entities_is_a_sample(tmp_path: Path) -> None:
     assert about(samples["train-3"])["head"] == about(samples["train-3"])["tail"] == [7, 8]
 
 
-def test_a_missing_picture_loses_no_sample(tmp_path: Path) -> None:
-    folder = prepared(tmp_path, release(lines(pair(0), pair(1)), **{"twitter_1.jpg": picture(1)}))
+def test_a_missing_or_broken_picture_loses_no_sample(tmp_path: Path) -> None:
+    pictures = {"twitter_1.jpg": picture(1), "twitter_2.jpg": picture(2)[:300]}
+    folder = prepared(tmp_path, release(lines(pair(0), pair(1), pair(2)), **pictures))
     samples = read_shards(folder, "train")
-    assert [set(samples[f"train-{n}"]) for n in (1, 2)] == [{"json"}, {"json", "jpg"}]
-    assert note(folder)["splits"]["train"] == {"samples": 2, "media": 1, "left_out": {}}
+    assert [set(samples[f"train-{n}"]) for n in (1, 2, 3)] == [{"json"}, {"json", "jpg"}, {"json"}]
+    assert note(folder)["splits"]["train"] == {"samples": 3, "media": 1, "left_out": {}}
     assert note(folder)["splits"]["test"]["samples"] == 1
 
 

@@ -98,11 +98,12 @@ def test_posts_stand_beside_their_pictures(tmp_path: Path) -> None:
     release = write_release(tmp_path / "in", {**files, **pictures})
     folder = TwitterEntities(from_file=release, out=tmp_path / "out").prepare()
     samples = read_shards(folder, "test")
-    assert set(samples) == {"test-1", "test-2"}
+    assert set(samples) == {"test-1", "test-2", "test-3"}
+    assert set(samples["test-3"]) == {"json"}, "its picture is missing"
     assert samples["test-1"]["jpg"] == pictures["images/7.jpg"]
     assert about(samples["test-1"])["tags"] == ["O", "B-PER"]
     assert about(samples["test-1"])["group"] == "7"
-    assert note(folder)["splits"]["test"]["left_out"] == {"file missing": 1}
+    assert note(folder)["splits"]["test"] == {"samples": 3, "media": 2, "left_out": {}}
     dense = {name: text.replace("\n\n", "\n") for name, text in files.items()}
     release = write_release(tmp_path / "dense", {**dense, **pictures})
     again = TwitterEntities(from_file=release, out=tmp_path / "again").prepare()
