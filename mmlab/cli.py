@@ -23,6 +23,8 @@ FAILED = 1
 """Exit status of a run that went wrong by itself."""
 BAD_INPUT = 2
 """Exit status when the user can mend what is wrong."""
+_BY_USER = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""What the system says of a path that is wrong."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell gives it."""
 
@@ -68,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
-        return BAD_INPUT
+        # A disk or a mount that fails is not the user's doing: on another node the run may begin.
+        failing = isinstance(error, OSError) and error.errno is not None and not isinstance(error, _BY_USER)
+        return FAILED if failing and words[0] in TRAINER_VERBS else BAD_INPUT
     except RunFailedError as failure:
         if debug:
             raise

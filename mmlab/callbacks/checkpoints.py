@@ -68,6 +68,8 @@ class Checkpoints(ModelCheckpoint):
         """The last whose score was looked at."""
         self._before: dict[str, Any] | None = None
         self._told = 0
+        self.half_done = False
+        """Whether an error has come where training is not between two steps, as whoever knows has said."""
 
     @property
     def state_key(self) -> str:
@@ -112,7 +114,8 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Save once, where it is wanted and can be; in any case finish what is being written."""
-        if self._should_save_on_exception(trainer) and self._newest_step != trainer.global_step:
+        wanted = self._should_save_on_exception(trainer) and self._newest_step != trainer.global_step
+        if wanted and not self.half_done:
             self.save_now(trainer)
             files = files_of(trainer)
             if files is None or files.unsaved() is None:

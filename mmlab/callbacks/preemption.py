@@ -69,6 +69,8 @@ class Preemption(BatchEnds):
     def _reset(self) -> None:
         self._count_anew()
         self._stop = self._save = self._in_validation = self._epoch_over = False
+        self._backward_at: int | None = None
+        """The step that the last gradients are for."""
 
     def _count_anew(self) -> None:
         """Ask after the next batch: how long those of another kind took says nothing of it."""
@@ -93,6 +95,10 @@ class Preemption(BatchEnds):
         # Where `max_steps` is set, a run that goes on from the end of an epoch would count one more.
         if pl_module.automatic_optimization:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """From here to the end of the step there are gradients that no checkpoint holds."""
+        self._backward_at = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out a validation that would not come to its end."""
@@ -232,7 +238,12 @@ class Preemption(BatchEnds):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save, where time allows: all ranks have come here."""
+        """Save, where time allows: all ranks have come here. After an error say whether others may."""
+        # A validation that has not begun yet, or is over, would be left out, or its score.
+        at_an_end = not self._in_validation and (trainer.validating or _ends_epoch(trainer))
+        half_done = self._backward_at == trainer.global_step or at_an_end
+        for callback in _keepers(trainer):
+            callback.half_done = half_done
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
             return
         files = files_of(trainer)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mmlab.callbacks.history import Row, plain
 from mmlab.callbacks.spared import spared
+from mmlab.callbacks.wandb_segments import mend_segments
 from mmlab.runs.directory import put_text
 
 _FOLDER = "wandb"
@@ -72,6 +73,9 @@ class RunLogger(WandbLogger):
         sent = self._folder / "sent"
         number = sent.read_text(encoding="utf-8") if sent.exists() else ""
         self._sent = int(number) if number.isdecimal() else 0
+        there = mend_segments(self._folder)
+        if there is not None and not self.live:  # W&B may have lost what it was told
+            self._sent = there
         self._waiting = list(rows[self._sent :])
         # A validation that comes again: its checkpoint was made before, and held its step.
         self._repeated = 0 if self.live else max(0, self._sent - len(rows))

@@ -27,6 +27,8 @@ from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failu
 from mmlab.runs.rank_page import Phase, read_pages
 from mmlab.runs.status import FILE, State, Status, read_status, write_status
 
+IDLE_STOPS = 3
+"""After so many walltimes in a row that brought nothing, another one would not."""
 EVERY = 5.0
 """Seconds from one note to the next."""
 HOPELESS = (ValueError, FileNotFoundError, PermissionError, MisconfigurationException)
@@ -45,6 +47,7 @@ class Standing(BatchEnds):
 
     def __init__(self, directory: Path, job: OwnJob | None = None) -> None:
         self.directory = directory
+        self.job = job
         self.status = Status(
             "running",
             job=None if job is None else job.id,
@@ -67,7 +70,12 @@ class Standing(BatchEnds):
             clear_failure(self.directory)
             self._forget(trainer.world_size)
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.status = self.status._replace(save_seconds=read_status(self.directory).save_seconds)
+            before = read_status(self.directory)
+            self.status = self.status._replace(
+                save_seconds=before.save_seconds,
+                stopped_step=before.stopped_step,
+                idle_stops=before.idle_stops,
+            )
             self._write(trainer, "running")
 
     def _forget(self, ranks: int) -> None:
@@ -107,6 +115,8 @@ class Standing(BatchEnds):
             self._note_failure(trainer, exception)
         if not trainer.is_global_zero:
             return
+        if stopped:
+            self.status = self._stopped(self.status._replace(**self._saved(trainer)))
         self._write(
             trainer,
             "preempted" if stopped else "failed",
@@ -115,6 +125,28 @@ class Standing(BatchEnds):
         for logger in _run_loggers(trainer) if stopped else []:
             logger.send(self.status.saved_step or 0)
             logger.preempted()
+
+    def _stopped(self, status: Status) -> Status:
+        """Count walltimes that have brought nothing that the next one can go on from."""
+        saved, before = status.saved_step or 0, status.stopped_step
+        idle = before is not None and saved <= before and self.job is not None and self.job.out_of_time()
+        return status._replace(
+            stopped_step=max(saved, before or 0), idle_stops=(status.idle_stops or 0) + 1 if idle else 0
+        )
+
+    def give_up(self) -> str | None:
+        """Why the job is not to be queued again after a stop, which is noted; None: it is. On rank 0."""
+        if (self.status.idle_stops or 0) < IDLE_STOPS:
+            return None
+        step = self.status.stopped_step or 0
+        why = (
+            f"not queued again: {IDLE_STOPS} walltimes in a row ended without a checkpoint newer than that "
+            f"of step {step}: give it more --time, room on the disk, or checkpoint.minutes"
+        )
+        with spared(self.directory / "failures"):
+            note_failure(self.directory, Failure(why, step, hopeless=True))
+        self.finish("failed", why)
+        return why
 
     def _note_failure(self, trainer: L.Trainer, exception: BaseException) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress.total

@@ -151,7 +151,13 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build all, the model with the weights of another run where it is to begin with them."""
-        self.beginning = begin(self.parser, self.config[self.subcommand])
+        try:
+            self.beginning = begin(self.parser, self.config[self.subcommand])
+        except ValueError:
+            # The run that it began with may be gone; one that has a checkpoint goes on without.
+            if self.resume == "never" or find_start(self.directory) is None:
+                raise
+            self.beginning = None
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -281,7 +287,7 @@ class CommandLine(LightningCLI):
                 raise SystemExit(0) from None
             job = OwnJob.find()
             if job is not None and self.resume == "auto":
-                self._show(job.requeue(f"after {told.name}"))
+                self._show(self.standing.give_up() or job.requeue(f"after {told.name}"))
             raise SystemExit(TERMINATED) from None
         except SystemExit:
             if not self.trainer.interrupted:

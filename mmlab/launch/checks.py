@@ -57,7 +57,10 @@ def check_request(spec: JobSpec, last: Status) -> list[Check]:
     text = (
         f"{asked.time}: start about {START} s, told to save {spec.signal_seconds} s ahead, last save: {save}"
     )
-    if seconds is None or seconds > 10 * (START + spec.signal_seconds):
+    if last.save_seconds is not None and last.save_seconds > spec.signal_seconds:
+        remedy = f"--signal-seconds {round(2 * last.save_seconds)}"
+        found.append(Check("walltime", "warn", f"{text}: at the end it may save weights alone", remedy))
+    elif seconds is None or seconds > 10 * (START + spec.signal_seconds):
         found.append(Check("walltime", "ok", text))
     else:
         share = (START + spec.signal_seconds) / seconds

@@ -14,6 +14,8 @@ from mmlab.runs.status import read_status, write_status
 
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit statuses after which another attempt would be no better, or is not wanted."""
+PATIENCE = 600.0
+"""Seconds in which a controller that is being restarted may come back, while the job holds its nodes."""
 
 
 def ended(run: Path, status: int, *, requeues: int) -> int:
@@ -38,7 +40,8 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     if own and before.state == "preempted":
         clear_failure(run)
         if job is not None:
-            _say(job.requeue("after it was told to stop"))  # it has done so, unless Slurm did not answer
+            # It has done so, unless Slurm did not answer.
+            _say(job.requeue("after it was told to stop", patience=PATIENCE))
         return status
     failure = _failure(run, status, own=own)
     clear_failure(run)
@@ -53,7 +56,7 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
     if verdict is not None or job is None:
         _say(verdict or "no Slurm job: not begun again")
         return status
-    _say(job.requeue(f"for attempt {failures + 1} of {requeues + 1}"))
+    _say(job.requeue(f"for attempt {failures + 1} of {requeues + 1}", patience=PATIENCE))
     return status
 
 
@@ -85,11 +88,11 @@ def _verdict(
     """Why the job is not begun again, after so many failures; None: it is."""
     if failure.hopeless or status == INTERRUPTED:
         return "not begun again: it would be no better"
+    samples = f"; its samples: {failure.samples}" if failure.samples else ""
     if past and failure.like(past[-1]):
-        samples = f"; its samples: {failure.samples}" if failure.samples else ""
         return f"not begun again: twice the same at step {failure.step}: {failure.what}{samples}"
     if failures > requeues:
-        return f"not begun again: {failures} failures, and --requeues is {requeues}"
+        return f"not begun again: {failures} failures, and --requeues is {requeues}{samples}"
     return None
 
 

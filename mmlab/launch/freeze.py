@@ -144,15 +144,22 @@ def copy_configs(words: Sequence[str], out: Path) -> list[str]:
 
 
 def _configs(words: Sequence[str]) -> list[tuple[int, str | None]]:
-    """Places of words that name config files; with the name where it stands behind `--config=`."""
+    """Places of words that name files of settings; with the name where it stands behind `--config=`."""
     found: list[tuple[int, str | None]] = []
     for place, word in enumerate(words):
         option, equal, name = word.partition("=")
-        if equal and option in _CONFIG:
+        if equal and (option in _CONFIG or _holds_settings(name)):
             found.append((place, name))
-        elif place > 0 and words[place - 1] in _CONFIG:
+        elif place > 0 and (
+            words[place - 1] in _CONFIG or (words[place - 1].startswith("--") and _holds_settings(word))
+        ):
             found.append((place, None))
     return found
+
+
+def _holds_settings(name: str) -> bool:
+    """Whether it is a file in which an option's settings stand, as in `--data data.yaml`."""
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
 
 def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +14,8 @@ from mmlab.launch.notice import AHEAD, Told
 
 SECONDS = 10.0
 """After so long without an answer Slurm's controller is not waited for."""
+PATIENCE = 60.0
+"""Seconds in which it is asked again: a rank has not much longer to live."""
 
 
 class Standing(NamedTuple):
@@ -53,17 +56,36 @@ class OwnJob(NamedTuple):
         except slurm.SlurmError:
             return None
 
-    def requeue(self, why: str) -> str:
+    def out_of_time(self) -> bool:
+        """Whether it is the end of its walltime that has stopped it, within an hour, and not another job."""
+        now = self.standing(patience=1.0)
+        if now is None or now.ends is None or now.preempted:
+            return False
+        return now.reason == "TimeLimit" or (now.state == "RUNNING" and now.ends - time.time() < 3600)
+
+    def requeue(self, why: str, *, patience: float = PATIENCE) -> str:
         """Begin the job again, unless Slurm does so or somebody has cancelled it; says what was done.
 
         Rank 0, or the batch script, calls this once, when all is saved: the job ends with it.
 
         Args:
             why: What led to it, `after SIGUSR1`.
+            patience: Seconds in which a controller that is being restarted may come back.
         """
+        there = shutil.which("scontrol") is not None  # not so in a container
+        end = time.monotonic() + (patience if there else 0)
+        while (done := self._requeue(why)) is None:
+            if time.monotonic() >= end:
+                by_hand = f"scontrol requeue {self.id}"
+                return f"job {self.id}: Slurm does not answer, so it was not requeued: {by_hand}"
+            time.sleep(1)
+        return done
+
+    def _requeue(self, why: str) -> str | None:
+        """What was done; None: Slurm does not answer."""
         now = self.standing()
         if now is None:
-            return f"job {self.id}: Slurm does not answer, so it was not requeued: scontrol requeue {self.id}"
+            return None
         if now.restarts > self.restarts:
             return f"job {self.id}: Slurm requeues it"
         # Preempted by a partition with PreemptMode=CANCEL it is ending, and Slurm does not requeue it.
@@ -71,6 +93,8 @@ class OwnJob(NamedTuple):
             return f"job {self.id} is {now.state.lower()}: not requeued"
         try:
             slurm.call("scontrol", "requeue", self.id, seconds=SECONDS)
+        except slurm.NoAnswerError:
+            return None
         except slurm.SlurmError as error:
             return f"job {self.id} could not be requeued: {error}"
         return f"job {self.id} requeued {why}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from mmlab.runs.directory import write_json
 FILE = "failures.jsonl"
 _RANKS = "ranks"
 _SUFFIX = ".failure.json"
+_BY_CHANCE = re.compile(r"0x[0-9a-f]+|\bp(?:id|rocess) \d+|:\d{4,5}\b|\d[\d.]* ?[kmgt]i?b\b", re.IGNORECASE)
+"""Addresses, numbers of processes, ports and sizes: what the same failure says otherwise each time."""
 
 
 class Failure(NamedTuple):
@@ -32,8 +35,9 @@ class Failure(NamedTuple):
     """Unix seconds."""
 
     def like(self, other: Failure) -> bool:
-        """Whether it is the same at the same step."""
-        return (self.what, self.step) == (other.what, other.step)
+        """Whether it is the same at the same step, but for what differs by chance (`pid 4711`)."""
+        mine, others = (_BY_CHANCE.sub("#", one.what) for one in (self, other))
+        return (mine, self.step) == (others, other.step)
 
 
 def note_failure(run: Path, failure: Failure) -> None:

@@ -12,7 +12,7 @@ from mmlab.runs.directory import write_json
 FILE = "status.json"
 State = Literal["running", "finished", "preempted", "failed", "hung"]
 _TEXT = ("state", "job", "reason", "process")
-_WHOLE = ("step", "steps", "saved_step", "restarts")
+_WHOLE = ("step", "steps", "saved_step", "restarts", "stopped_step", "idle_stops")
 
 
 class Status(NamedTuple):
@@ -34,6 +34,10 @@ class Status(NamedTuple):
     """When it was complete, Unix seconds."""
     save_seconds: float | None = None
     """What the last save took."""
+    stopped_step: int | None = None
+    """Step of the newest complete checkpoint when the run was stopped last."""
+    idle_stops: int | None = None
+    """How often in a row its walltime has ended without a newer one."""
     restarts: int | None = None
     """How often its job had been requeued."""
     job: str | None = None

@@ -57,6 +57,10 @@ CASES = {
     "steps, validating last": Case(
         {"max_steps": 15, "val_check_interval": 3}, saves={"every_n_train_steps": 3}
     ),
+    "saving at errors": Case({"max_epochs": 2, "val_check_interval": 3}, saves={"save_on_exception": True}),
+    "saving at errors, accumulating": Case(
+        {"max_epochs": 2, "accumulate_grad_batches": 2}, saves={"save_on_exception": True}
+    ),
     "steps, accumulating": Case(
         {"max_steps": 9, "accumulate_grad_batches": 2}, saves={"every_n_train_steps": 2}
     ),
@@ -233,6 +237,15 @@ def test_what_is_killed_in_between_is_repeated_alike(
     tmp_path_factory: pytest.TempPathFactory, undisturbed: dict[str, Outcome], name: str, stops: list[int]
 ) -> None:
     found = train(tmp_path_factory.mktemp("killed"), CASES[name], stops)
+    assert found._replace(events=[]) == undisturbed[name]._replace(events=[])
+
+
+@pytest.mark.parametrize("moment", [2, 3, 4, 7, 14, 15])
+def test_an_error_saves_what_stands_between_two_steps_or_nothing(
+    tmp_path: Path, undisturbed: dict[str, Outcome], moment: int
+) -> None:
+    name = "saving at errors, accumulating"
+    found = train(tmp_path, CASES[name], [-moment])
     assert found._replace(events=[]) == undisturbed[name]._replace(events=[])
 
 

@@ -19,6 +19,7 @@ from mmlab.callbacks.standing import Standing
 from mmlab.launch.notice import Notice
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import CheckpointFiles, Saved
+from mmlab.runs.attempts import Failure, noted_failure
 from mmlab.runs.checkpoint import read_weights
 from mmlab.runs.status import Status, read_status, write_status
 
@@ -79,6 +80,35 @@ def test_what_is_saved_depends_on_the_time_that_is_left(
         assert {name: value.tolist() for name, value in found.items()} == {
             name: value.tolist() for name, value in task.state_dict().items()
         }
+
+
+def test_walltimes_that_bring_nothing_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first checkpoint that never fits the disk, or a test that takes longer than the walltime."""
+    late = True
+    monkeypatch.setattr(OwnJob, "out_of_time", lambda self: late)
+
+    def stop(saved: int | None) -> Standing:
+        """An attempt, from its beginning to its end."""
+        found = Standing(tmp_path, OwnJob("1001", 0))
+        trainer = make_trainer(tmp_path, steps=1)
+        found.setup(trainer, make_task("full"), "test")
+        found.status = found.status._replace(saved_step=saved)
+        found.on_exception(trainer, make_task("full"), SIGTERMException())
+        return found
+
+    for saved in (None, 4, 4, 4):
+        assert stop(saved).give_up() is None
+    late = False  # preempted, once more: that says nothing of the run
+    assert stop(4).give_up() is None
+    late = True
+    for saved in (None, 4):
+        assert stop(saved).give_up() is None
+    why = stop(4).give_up()
+    assert why is not None
+    assert "3 walltimes in a row ended without a checkpoint newer than that of step 4" in why
+    assert read_status(tmp_path).state == "failed"
+    assert (noted_failure(tmp_path) or Failure("", 0)).hopeless
+    assert stop(5).give_up() is None
 
 
 def test_what_an_attempt_has_learned_of_saves_outlives_it(tmp_path: Path) -> None:

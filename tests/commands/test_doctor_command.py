@@ -74,6 +74,9 @@ def test_a_request_by_itself() -> None:
     assert set(verdicts(check_request(SPEC, Status())).values()) == {"ok"}
     few = replace(SPEC, resources=replace(SPEC.resources, tasks_per_node=2, time="20"))
     assert verdicts(check_request(few, Status())) == {"devices": "warn", "walltime": "warn"}
+    slow = check_request(SPEC, Status(save_seconds=300.0))
+    assert verdicts(slow) == {"devices": "ok", "walltime": "warn"}
+    assert "--signal-seconds 600" in str(slow)
     [bad] = check_request(SPEC, Status(save_seconds=50_000.0))
     assert bad.verdict == "bad"
     assert "the last save took 13 h 53 min" in bad.found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,25 @@ class TestBeginning:
         )
         assert "max_epoch" in answer.complaint[0]
         assert shell.runs() == before
+
+    def test_a_run_that_is_queued_again_does_not_need_it(
+        self, shell: Shell, encoder: Path, shards: Path, pretrained: Path, tmp_path: Path
+    ) -> None:
+        """It may be a checkpoint that was rotated away."""
+        source = shutil.copytree(pretrained, tmp_path / "source")
+        given = [*retrieval(encoder, shards), "--model.init_from", str(source), "--name", "again"]
+        again = [*given, "--resume", "auto", "--trainer.max_epochs"]
+        run, answer = finished(shell, "fit", *again, "1")
+        assert "tensors taken" in answer.out
+        status = run / "status.json"
+        status.write_text(status.read_text().replace("finished", "preempted"))
+        shutil.rmtree(source)
+        answer = shell("fit", *again, "2")
+        assert answer.status == 0, answer.err
+        assert f"goes on from {run}" in answer.out + answer.err
+        shutil.rmtree(run / "checkpoints")
+        status.write_text(status.read_text().replace("finished", "preempted"))
+        assert shell("fit", *again, "2").status == 2, "it would begin with other weights"
 
     def test_a_share_of_the_samples(self, shell: Shell, encoder: Path, shards: Path) -> None:
         given = [*retrieval(encoder, shards), "--data.splits.train_share"]

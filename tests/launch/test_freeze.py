@@ -150,12 +150,20 @@ def test_configs_are_copied_in_order(tmp_path: Path) -> None:
     ]
     words[3] = "b"
     words.append(f"--config={tmp_path / 'one.yaml'}")
-    assert [path.name for path in config_files(words)] == ["one.yaml", "two words.yaml", "one.yaml"]
+    words += [
+        "--data",
+        str(tmp_path / "one.yaml"),
+        f"--trainer={tmp_path / 'one.yaml'}",
+        "--name",
+        "one.yaml",
+    ]
+    assert [path.name for path in config_files(words)] == ["one.yaml", "two words.yaml", *["one.yaml"] * 3]
     out = tmp_path / "configs"
     said = copy_configs(words, out)
     assert said == [
         "--config", str(out / "0-one.yaml"), "--a", "b", "-c", str(out / "1-two_words.yaml"),
-        f"--config={out / '2-one.yaml'}",
+        f"--config={out / '2-one.yaml'}", "--data", str(out / "3-one.yaml"),
+        f"--trainer={out / '4-one.yaml'}", "--name", "one.yaml",
     ]  # fmt: skip
     assert (out / "1-two_words.yaml").read_text() == "two words.yaml"
 

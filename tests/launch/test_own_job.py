@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -67,11 +68,35 @@ def test_a_job_is_requeued_once_and_not_against_somebodys_will(
 ) -> None:
     if answer is not None:
         (scontrol / "show-job").write_text(answer + "\n")
-    found = OwnJob("1001", restarts=0).requeue("after SIGUSR1")
+    found = OwnJob("1001", restarts=0).requeue("after SIGUSR1", patience=0.0)
     assert said in found
     assert (scontrol / "asked").exists() is asked
     if asked:
         assert (scontrol / "asked").read_text() == "requeue 1001\n"
+
+
+def test_a_controller_that_is_restarted_is_asked_again(scontrol: Path) -> None:
+    threading.Timer(1.5, lambda: (scontrol / "show-job").write_text(TIMEOUT)).start()
+    assert "requeued at last" in OwnJob("1001", restarts=0).requeue("at last", patience=30.0)
+    begun = time.monotonic()
+    (scontrol / "show-job").unlink()
+    assert "does not answer" in OwnJob("1001", restarts=0).requeue("at last", patience=0.0)
+    (scontrol / "scontrol").unlink()  # as in a container: nobody waits for it
+    assert "does not answer" in OwnJob("1001", restarts=0).requeue("at last", patience=600.0)
+    assert time.monotonic() - begun < 60
+
+
+def test_the_end_of_a_walltime_is_told_from_other_ends(scontrol: Path) -> None:
+    for answer, out_of_time in (
+        (TIMEOUT, True),
+        (RUNNING.format(end=later()), True),
+        (RUNNING.format(end="2100-01-01T00:00:00"), False),
+        (PREEMPTED, False),
+        (CANCELLED, False),
+        (LOST, False),
+    ):
+        (scontrol / "show-job").write_text(answer)
+        assert OwnJob("1001", restarts=0).out_of_time() is out_of_time, answer
 
 
 def test_time_that_is_left(scontrol: Path) -> None:
