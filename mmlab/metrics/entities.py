@@ -34,8 +34,8 @@ class Score(NamedTuple):
 def spans(tags: Sequence[str]) -> set[Span]:
     """The entities of a sentence tagged by BIO, BIOES or BILOU.
 
-    As conlleval and seqeval's default count: an entity begins at B, S or U, or where a tag of another type or
-    O stands before; it ends before such a begin, at E, L, S or U, or before O.
+    As conlleval and seqeval's default count, which do not know L and U: an entity begins at B, S or U, or
+    where a tag of another type or O stands before; it ends before such a begin, at E, L, S or U, or before O.
 
     Raises:
         ValueError: A tag is neither O nor one of these letters, a hyphen and a type.

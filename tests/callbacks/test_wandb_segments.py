@@ -62,6 +62,7 @@ def rows(folder: Path) -> list[tuple[int, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_rows_that_were_lost_are_sent_again(tmp_path: Path) -> None:
     """At once after they were sent, nothing is written; later, whole blocks are."""
     assert attempt(tmp_path, 0, 20, 0.3) == -9

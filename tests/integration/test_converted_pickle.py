@@ -21,12 +21,15 @@ WIDTHS = {"text": 4, "audio": 3, "vision": 2}
 
 
 def mmsa() -> dict[str, dict[str, Any]]:
-    """A small file as MMSA's: padded arrays, and lengths of all but the text."""
+    """A small file as MMSA's: padded arrays, and lengths of all but the text, which BERT's mask has."""
     rng = np.random.default_rng(0)
     content = {}
     for part, count in (("train", 3), ("valid", 1), ("test", 2)):
         rows: dict[str, Any] = {name: rng.normal(size=(count, 6, width)) for name, width in WIDTHS.items()}
         rows |= {f"{name}_lengths": [n % 5 for n in range(count)] for name in ("audio", "vision")}
+        rows["text_bert"] = np.zeros((count, 3, 6))
+        for number in range(count):
+            rows["text_bert"][number, 1, : number + 2] = 1
         rows["id"] = [f"v.{n}$_${n}" for n in range(count)]
         rows["raw_text"] = np.array([f"{part} {n}" for n in range(count)])
         rows["regression_labels"] = np.linspace(-3, 2.4, count, dtype=np.float32)
@@ -59,5 +62,5 @@ def test_it_becomes_shards(tmp_path: Path) -> None:
             for name, member in (("text", "text"), ("audio", "audio"), ("vision", "video")):
                 reader = SignalReader(f"{member}.npy", channels=WIDTHS[name])
                 (row,) = reader.read(sample.members, None)
-                steps = 6 if name == "text" else max(1, number % 5)
+                steps = number + 2 if name == "text" else max(1, number % 5)
                 np.testing.assert_allclose(row.numpy(), wanted[name][number, :steps], rtol=1e-6)
