@@ -236,6 +236,9 @@ def _submit_again(script: Path, forgotten: list[Listed], before: set[str]) -> No
 
 def _ended(arguments: argparse.Namespace) -> int:
     # To queue the job again ends it, and this process with it, before it has said so.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    requeues = int(os.environ.get("MMLAB_REQUEUES", "3"))
-    return ended(arguments.run_directory, arguments.status, requeues=requeues)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        requeues = int(os.environ.get("MMLAB_REQUEUES", "3"))
+        return ended(arguments.run_directory, arguments.status, requeues=requeues)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -67,8 +67,8 @@ def check_shards(
 def _check_elsewhere(paths: Sequence[Path], jobs: int, keep: Callable[[Path, Findings], None]) -> None:
     """Check shards in processes of their own.
 
-    An executor has a thread and locks between this process and the others, and Ctrl-C at the wrong moment
-    can leave one locked: the process then never ends. Here are pipes alone.
+    Not by an executor: it does not say which shard a process died of, and has a thread and locks in between,
+    of which Ctrl-C at the wrong moment can leave one locked.
     """
     left = list(reversed(paths))
     readers: list[_Reader] = []
@@ -128,7 +128,7 @@ class _Reader:
         return answer
 
     def end(self) -> None:
-        self._process.terminate()
+        self._process.kill()  # SIGTERM may be ignored here, and so there
         self._process.join()
         self.pipe.close()
 

@@ -173,6 +173,7 @@ check.examine = slow
 if __name__ == "__main__":
     # A shell that runs the tests in the background has its children ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a shell may
     sys.exit(main(["shards", "check", "--jobs", "2", *sys.argv[1:]]))
 """
 
