@@ -85,6 +85,10 @@ def _sleep_with(path: str) -> None:
         time.sleep(60)
 
 
+def _opened(pid: int | None, path: Path) -> bool:
+    return any(os.path.realpath(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_a_report_has_threads_workers_and_samples(tmp_path: Path) -> None:
     shard = tmp_path / "x-000000.tar"
     shard.write_text("")
@@ -97,7 +101,12 @@ def test_a_report_has_threads_workers_and_samples(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=waits_for_an_event, name="a thread")
     thread.start()
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while "(sleeping)" not in Path(f"/proc/{worker.pid}/status").read_text() or not _opened(
+        worker.pid, shard
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     path = tmp_path / "hangs" / "report.txt"
     try:
         write_report(path, "the head", lambda step: [("s.tar", f"key {step}")], 7)
