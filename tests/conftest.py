@@ -18,11 +18,15 @@ hook = install_import_hook("mmlab", "beartype.beartype")
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from gloo_ranks import Ranks
 
 torch.set_num_threads(THREADS)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
