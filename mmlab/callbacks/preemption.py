@@ -186,6 +186,9 @@ class Preemption(BatchEnds):
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         assert isinstance(batches, _ProcessedTracker)
         stepping = batches.processed == batches.completed + 1  # in the hooks at the end of a batch
+        for count in ("total", "current"):  # an error may come in the middle of a batch: it comes again
+            progress = loop["epoch_loop.batch_progress"][count]
+            progress["ready"] = progress["started"] = progress["processed"]
         if self._in_validation or (stepping and _validates_next(trainer)):
             # Lightning goes back to a validation that has one batch under way and none done.
             for count in ("total", "current"):

@@ -256,11 +256,10 @@ def test_twenty_kills_change_nothing(runner: Runner, tmp_path: Path) -> None:
             tolerance = 0.0 if number < ALIKE else 1e-5
             assert abs(found.loss - expected.loss) <= tolerance, (number, step, ranks, workers)
         seen |= run.steps().keys()
-        if status == 0 and killed == KILLS:
+        everywhere = {workers for _, workers in kinds} == {0, 1, 2}
+        if status == 0 and killed == KILLS and everywhere:
             break
-        if (
-            status == 0
-        ):  # on a fast machine it can end before it was killed often enough: from the start again
+        if status == 0:  # before it was killed often enough, or with workers that came as far as a step
             for path in tmp_path.rglob("*.ckpt"):
                 path.unlink()
     assert killed == KILLS

@@ -181,7 +181,10 @@ def test_a_node_that_loses_power(trainings: dict[str, Future[Training]], place: 
 
 
 def test_four_tasks_that_become_two(place: Site) -> None:
-    found = Training(place, "elastic", "--tasks-per-node", "2", "--data.loading.lanes.ranks", "4")
+    four = ("--tasks-per-node", "2", "--data.loading.lanes.ranks", "4")
+    whole = Training(place, "four", *four)
+    assert finish(whole) == "COMPLETED", whole.log
+    found = Training(place, "elastic", *four)
     wait_for_steps(found, 7)
     control(found, "scontrol", "requeuehold", found.job)
     place.cluster.wait_for(found.job, ["PENDING"], PATIENCE)
@@ -191,6 +194,12 @@ def test_four_tasks_that_become_two(place: Site) -> None:
     attempts = found.attempts()
     assert sorted(step for steps in attempts.values() for step in steps) == list(range(STEPS))
     assert [len(line) for line in found.lines()] == [STEPS, STEPS, len(attempts[0]), len(attempts[0])]
+    batches = {step: what.keys for steps in attempts.values() for step, what in steps.items()}
+    assert batches == {step: what.keys for step, what in whole.attempts()[0].items()}
+    for one, other in zip(found.history(), whole.history(), strict=True):
+        assert {name: float(value) for name, value in one.items()} == pytest.approx(
+            {name: float(value) for name, value in other.items()}, rel=1e-5
+        )
 
 
 def test_the_same_failure_twice_ends_the_run(place: Site) -> None:
