@@ -17,8 +17,6 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2
 
-from mmlab.callbacks.spared import spared
-
 HEADER = 7
 """Bytes before the first record: a mark and a version."""
 BLOCK = 32768
@@ -30,25 +28,28 @@ _QUIET = 2.0
 
 
 def mend_segments(folder: Path) -> int | None:
-    """Cut off what is no whole record, and remove attempts of which nothing is left.
+    """Cut off what is no whole record, and remove attempts of which W&B has written nothing.
 
-    To be called where no attempt of the run is under way.
+    To be called where no attempt of the run is under way. What cannot be read stays as it is: a disk may be
+    away for a moment, and W&B may write in another way one day.
 
     Args:
         folder: `wandb` of the run directory.
 
     Returns:
-        The number of the next row; None: there is no attempt, here or any more.
+        The number of the next row; None: there is no attempt, here or any more, or none can be read.
     """
     segments = sorted(folder.glob("offline-run-*"), reverse=True)
     for segment in segments:
-        rows: int | None = None
-        for path in segment.glob("*.wandb"):
-            with spared(path):
-                rows = _mend(path)
-        if rows is None:
-            shutil.rmtree(segment, ignore_errors=True)
-        elif rows > 0:
+        path = next(segment.glob("*.wandb"), None)
+        try:
+            if path is None or path.stat().st_size <= HEADER:
+                shutil.rmtree(segment, ignore_errors=True)
+                continue
+            rows = _mend(path)
+        except OSError:
+            return None
+        if rows is None or rows > 0:
             return rows  # those before were mended when this one began
     return 0 if segments else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -114,3 +115,20 @@ def test_an_attempt_that_wrote_nothing_is_removed(tmp_path: Path, monkeypatch: p
     (segment / "run-abc.wandb").write_bytes(b":W&B\x00\x00\x00")
     assert mend_segments(tmp_path) == 0
     assert not segment.exists()
+
+
+def test_what_cannot_be_read_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_segments, "_QUIET", 0.0)
+    path = tmp_path / "offline-run-20260101_000000-abc" / "run-abc.wandb"
+    path.parent.mkdir()
+    content = b":W&B\x00\x00\x09" + bytes(range(256)) * 200  # another way of writing
+    path.write_bytes(content)
+    assert mend_segments(tmp_path) is None
+    assert path.read_bytes() == content
+
+    def away(path: Path) -> int:
+        raise OSError(errno.EIO, "away")
+
+    monkeypatch.setattr(wandb_segments, "_mend", away)
+    assert mend_segments(tmp_path) is None
+    assert path.read_bytes() == content
