@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mmlab import __version__
 from mmlab.commands import adapt, assets, data, doctor, jobs, runs, shards, submit, tune
 from mmlab.commands.action import ActionParser
+from mmlab.launch.beginning import failures_noted
 from mmlab.launch.notice import Notice
 from mmlab.runs.failure import RunFailedError
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in TRAINER_VERBS:
             # Importing Lightning takes seconds: only who trains pays.
-            with Notice().listening() as notice:
+            with Notice().listening() as notice, failures_noted(_is_users):
                 from mmlab.commands import train
 
                 return train.run(words, notice)
@@ -70,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mmlab: {error}", file=sys.stderr)
         print("(--debug shows where)", file=sys.stderr)
-        # A disk or a mount that fails is not the user's doing: on another node the run may begin.
-        failing = isinstance(error, OSError) and error.errno is not None and not isinstance(error, _BY_USER)
-        return FAILED if failing and words[0] in TRAINER_VERBS else BAD_INPUT
+        return BAD_INPUT if _is_users(error) or words[0] not in TRAINER_VERBS else FAILED
     except RunFailedError as failure:
         if debug:
             raise
@@ -81,3 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"mmlab: interrupted {interrupt}".rstrip(), file=sys.stderr)
         return INTERRUPTED
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the user can mend it; not a disk or a mount that fails: on another node the run may begin."""
+    if isinstance(error, OSError):
+        return error.errno is None or isinstance(error, _BY_USER)
+    return isinstance(error, ValueError)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import time
 
 # Where pytest itself runs two processes, each has one thread.
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
@@ -57,3 +60,23 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of public data at {folder}: set MMLAB_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 60 MB."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        yield folder
+    finally:
+        # The processes that helped the run end a moment after it, and stand in the folder until then.
+        deadline = time.monotonic() + 60
+        while subprocess.run(["umount", folder], check=False).returncode != 0:
+            assert time.monotonic() < deadline, "a process of the run is left"
+            time.sleep(0.2)

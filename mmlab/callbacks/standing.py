@@ -23,7 +23,7 @@ from mmlab.callbacks.spared import spared
 from mmlab.callbacks.watchdog import Watchdog
 from mmlab.launch.own_job import OwnJob
 from mmlab.parallel.checkpoint_files import Saved
-from mmlab.runs.attempts import Failure, clear_failure, note_failure, past_failures
+from mmlab.runs.attempts import Failure, clear_failure, in_words, note_failure, past_failures
 from mmlab.runs.rank_page import Phase, read_pages
 from mmlab.runs.status import FILE, State, Status, read_status, write_status
 
@@ -120,7 +120,7 @@ class Standing(BatchEnds):
         self._write(
             trainer,
             "preempted" if stopped else "failed",
-            reason="told to stop" if stopped else _in_words(exception),
+            reason="told to stop" if stopped else in_words(exception),
         )
         for logger in _run_loggers(trainer) if stopped else []:
             logger.send(self.status.saved_step or 0)
@@ -153,7 +153,7 @@ class Standing(BatchEnds):
         assert isinstance(progress, _ProcessedTracker)
         samples = [page.listing() for page in read_pages(self.directory) if page.rank == trainer.global_rank]
         failure = Failure(
-            _in_words(exception),
+            in_words(exception),
             progress.processed,
             samples[0] if samples else "",
             trainer.global_rank,
@@ -221,9 +221,3 @@ class Standing(BatchEnds):
 
 def _run_loggers(trainer: L.Trainer) -> list[RunLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
-
-
-def _in_words(exception: BaseException) -> str:
-    """The kind of an exception and the first line of what it says."""
-    said = str(exception).strip().split("\n")[0]
-    return f"{type(exception).__name__}: {said}" if said else type(exception).__name__

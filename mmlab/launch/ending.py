@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mmlab.launch.beginning import has_begun
 from mmlab.launch.own_job import OwnJob
 from mmlab.runs.attempts import Failure, clear_failure, keep_failure, noted_failure, past_failures
 from mmlab.runs.rank_page import read_pages
@@ -33,7 +34,7 @@ def ended(run: Path, status: int, *, requeues: int) -> int:
         The exit status of the job.
     """
     before, job = read_status(run), OwnJob.find()
-    own = job is None or (before.job, before.restarts) == (job.id, job.restarts)  # else of an attempt before
+    own = job is None or has_begun(run, job)  # else what is noted there is of an attempt before
     if status == 0 or (own and before.state == "finished"):
         clear_failure(run)
         return 0  # what ended it afterwards took nothing away

@@ -133,7 +133,7 @@ def _place(spec: JobSpec) -> str:
         lines += ["run=$run-$SLURM_ARRAY_TASK_ID    # each task of the array is a run", 'mkdir -p "$run"']
     lines += [
         "# By its id a job that is queued again finds its run, and goes on.",
-        "export MMLAB_RUN_ID=${run##*/}",
+        "export MMLAB_RUN=$run MMLAB_RUN_ID=${run##*/}",
         f"export MMLAB_REQUEUES={spec.requeues}",
     ]
     return "\n".join(lines) + "\n"

@@ -40,6 +40,12 @@ class Failure(NamedTuple):
         return (mine, self.step) == (others, other.step)
 
 
+def in_words(exception: BaseException) -> str:
+    """The kind of an exception and the first line of what it says."""
+    said = str(exception).strip().split("\n")[0]
+    return f"{type(exception).__name__}: {said}" if said else type(exception).__name__
+
+
 def note_failure(run: Path, failure: Failure) -> None:
     """What a rank of the attempt that runs now has to say before it ends; the first word counts."""
     path = run / _RANKS / f"rank{failure.rank}{_SUFFIX}"

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,26 +21,6 @@ SMALL = (
     "--trainer.max_epochs", "3", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1",
     "--checkpoint.every_n_train_steps", "2", "--test_untrained", "false",
 )  # fmt: skip
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("this machine lets nobody mount")
-    try:
-        yield folder
-    finally:
-        # The processes that helped the run end a moment after it, and stand in the folder until then.
-        deadline = time.monotonic() + 60
-        while subprocess.run(["umount", folder], check=False).returncode != 0:
-            assert time.monotonic() < deadline, "a process of the run is left"
-            time.sleep(0.2)
 
 
 def fit(disk: Path, **filler: int) -> subprocess.CompletedProcess[str]:

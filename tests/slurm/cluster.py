@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ class Cluster:
             raise ClusterError(f"{SCRIPT.name} {' '.join(words)}: {done.stderr.strip()[-800:]}")
 
 
+@contextmanager
 def started(*, required: bool) -> Iterator[Cluster]:
     """Start a cluster, and end it when asked to go on; one that does not start skips the test.
 
@@ -129,8 +131,10 @@ def started(*, required: bool) -> Iterator[Cluster]:
             if required:
                 raise
             pytest.skip(f"no Slurm cluster could be started here: {error}")
-        yield cluster
-        cluster.close()
+        try:
+            yield cluster
+        finally:
+            cluster.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,7 +13,8 @@ from site_folder import Site
 def cluster() -> Iterator[Cluster]:
     """A Slurm cluster of two nodes, one for each process of the tests."""
     # CI requires one: its tests must not be left out unseen.
-    yield from started(required=os.environ.get("MMLAB_TEST_SLURM") == "required")
+    with started(required=os.environ.get("MMLAB_TEST_SLURM") == "required") as cluster:
+        yield cluster
 
 
 @pytest.fixture

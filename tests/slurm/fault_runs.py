@@ -50,7 +50,7 @@ class Training:
             *(word for option in options for word in _option(option)), *words,
         )  # fmt: skip
         self.job = said.split()[1].rstrip(":")
-        self.run = next((site.folder / "runs" / name).iterdir())
+        self.run = Path(said.split("run directory: ")[1].splitlines()[0])
 
     @property
     def log(self) -> str:
@@ -60,11 +60,7 @@ class Training:
 
     def lines(self) -> list[list[dict[str, Any]]]:
         """What each rank has written of its steps."""
-        found = []
-        for path in sorted(self.folder.glob("steps-rank*.jsonl")):
-            text = path.read_text()
-            found.append([json.loads(line) for line in text.split("\n")[:-1]])
-        return found
+        return read_lines(self.folder)
 
     def done(self) -> int:
         """Steps that the first rank has done, over all attempts."""
@@ -73,18 +69,7 @@ class Training:
 
     def attempts(self) -> dict[int, dict[int, Step]]:
         """The steps of each attempt, of all ranks."""
-        found: dict[int, dict[int, Step]] = {}
-        ranks = self.lines()
-        for first in ranks[0]:
-            parts = [
-                other["keys"]
-                for lines in ranks
-                for other in lines
-                if (other["attempt"], other["step"]) == (first["attempt"], first["step"])
-            ]
-            keys = tuple(sorted(key for part in parts for key in part))
-            found.setdefault(first["attempt"], {})[first["step"]] = Step(keys, first["loss"])
-        return found
+        return read_attempts(self.folder)
 
     def metrics(self) -> dict[str, Any]:
         """What the run came to."""
@@ -99,6 +84,19 @@ class Training:
         chosen = [{name: row[name] for name in row if name.startswith(kept) and row[name]} for row in rows]
         return [row for row in chosen if set(row) - {"step", "epoch"}]
 
+    def ranks(self) -> dict[int, int]:
+        """The processes that train, by rank; not their loaders' workers."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it may end meanwhile
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                lines = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                known = dict(line.split("=", 1) for line in lines if "=" in line)
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if b"python" in words[0] and b"fit" in words and known.get("MMLAB_RUN_ID") == self.run.name:
+                    found[int(folder.name)] = (parent, int(known["SLURM_PROCID"]))
+        return {rank: pid for pid, (parent, rank) in found.items() if parent not in found}
+
     def orphans(self) -> list[str]:
         """Processes of the run that are left."""
         found = []
@@ -108,6 +106,28 @@ class Training:
                 if str(self.run) in words:
                     found.append(words.replace("\0", " "))
         return found
+
+
+def read_lines(folder: Path) -> list[list[dict[str, Any]]]:
+    """What each rank of a training has written of its steps; the last line may not be whole."""
+    texts = [path.read_text() for path in sorted(folder.glob("steps-rank*.jsonl"))]
+    return [[json.loads(line) for line in text.split("\n")[:-1]] for text in texts]
+
+
+def read_attempts(folder: Path) -> dict[int, dict[int, Step]]:
+    """The steps of each attempt of a training, of all ranks."""
+    found: dict[int, dict[int, Step]] = {}
+    ranks = read_lines(folder)
+    for first in ranks[0]:
+        parts = [
+            other["keys"]
+            for lines in ranks
+            for other in lines
+            if (other["attempt"], other["step"]) == (first["attempt"], first["step"])
+        ]
+        keys = tuple(sorted(key for part in parts for key in part))
+        found.setdefault(first["attempt"], {})[first["step"]] = Step(keys, first["loss"])
+    return found
 
 
 def same_run(found: Training, whole: Training) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from cluster import ENDED, Cluster
-from fault_runs import HERE, STEPS, Training, same_run
-from site_folder import Site
+from cluster import ENDED, Cluster, started
+from fault_runs import FAST, HERE, STEPS, Training, read_attempts, same_run
+from site_folder import SMOKE, Site
 
-from mmlab.runs.status import read_status
+from mmlab.parallel.stored import damage
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 PATIENCE = 600.0
@@ -181,6 +183,31 @@ def test_a_node_that_loses_power(trainings: dict[str, Future[Training]], place: 
     assert same_run(found, whole) <= STEPS // 2
 
 
+def test_a_disk_that_is_full_for_a_while(
+    trainings: dict[str, Future[Training]], place: Site, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trainings["undisturbed"].result()
+    # Nodes see what was mounted before they were started.
+    with started(required=True) as cluster:
+        site = Site(cluster, place.folder, monkeypatch)
+        monkeypatch.setenv("PYTHONPATH", f"{HERE.parents[1]}:{HERE}")
+        found = Training(site, "full", "--runs", str(disk / "runs"))
+        last, filler = found.run / "checkpoints" / "last.ckpt", disk / "filler"
+        wait_for_steps(found, 6)
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        before = last.stat().st_mtime_ns
+        wait_for_steps(found, 18)
+        assert last.stat().st_mtime_ns == before
+        assert damage(last) is None
+        filler.unlink()
+        assert finish(found) == "COMPLETED", found.log
+        assert same_run(found, whole) == 0
+        assert damage(last) is None
+        assert not list(found.run.rglob(".*.part"))
+
+
 def test_four_tasks_that_become_two(place: Site) -> None:
     # Statistics of a batch norm that is trained are each rank's own, so they change with the ranks.
     four = ("--tasks-per-node", "2", "--data.loading.lanes.ranks", "4", FROZEN_NORM, "true")
@@ -216,19 +243,32 @@ def test_the_same_failure_twice_ends_the_run(place: Site) -> None:
 
 
 def test_an_array_of_which_some_are_preempted(place: Site) -> None:
-    words = ["--nodes", "1", "--partition", "low", "--array", "0-5%2", "--seed_everything", "%a"]
-    said = place.submit(*words, "--time", "20", "--trainer.max_epochs", "2", "--name", "array")
-    place.cluster.wait_for(f"{said}_1", ["RUNNING"], PATIENCE)
-    time.sleep(10)
+    folder = place.folder / "steps-array"
+    for task in range(6):
+        (folder / str(task)).mkdir(parents=True)
+    said = place.mmlab(
+        "submit", "--config", str(SMOKE), "--name", "array", "--gpus-per-node", "0", "--time", "20",
+        "--nodes", "1", "--partition", "low", "--array", "0-5%2", *FAST, "--trainer.max_epochs", "3",
+        "--trainer.callbacks.init_args.folder", f"{folder}/%a",
+    )  # fmt: skip
+    job, end = said.split()[1].rstrip(":"), time.monotonic() + PATIENCE
+    while len(list(folder.glob("*/*.jsonl"))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.2)
     place.cluster.run(
         ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"],
         cwd=place.folder,
     )
     for task in range(6):
-        assert place.cluster.wait_for(f"{said}_{task}", ENDED, PATIENCE) == "COMPLETED"
-    runs = [path.parent for path in sorted((place.folder / "runs" / "array").glob("*/status.json"))]
+        assert place.cluster.wait_for(f"{job}_{task}", ENDED, PATIENCE) == "COMPLETED"
+    tasks = [list(read_attempts(folder / str(task)).values()) for task in range(6)]
+    runs = sorted(path.parent for path in (place.folder / "runs" / "array").glob("*/status.json"))
+    # All six are the same training, so those that nobody disturbed say what the others must come to.
+    restarts = [len(attempts) - 1 for attempts in tasks]
+    assert sum(restarts) > 0
     assert len(runs) == 6
-    for task, run in enumerate(runs):
-        assert (run / "metrics.json").exists()
-        assert f"seed_everything: {task}" in (run / "config.yaml").read_text()
-    assert sum(read_status(run).restarts or 0 for run in runs) > 0
+    whole = restarts.index(0)
+    for attempts, run in zip(tasks, runs, strict=True):
+        assert [step for steps in attempts for step in steps] == list(range(12))
+        assert {k: v for steps in attempts for k, v in steps.items()} == tasks[whole][0]
+        assert (run / "metrics.json").read_text() == (runs[whole] / "metrics.json").read_text()

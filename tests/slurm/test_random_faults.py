@@ -19,6 +19,10 @@ from site_folder import Site
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(5400)]
 FAULTS = int(os.environ.get("MMLAB_FAULTS", "2"))
 """So many in a row. Half an hour: `MMLAB_FAULTS=30 pytest -m slow -s tests/slurm/test_random_faults.py`"""
+KINDS = os.environ.get("MMLAB_FAULT_KINDS", "signalled requeued preempted rank_killed saver_killed power_cut")
+"""Functions of this file, of which each fault is one."""
+PARTS = ".*.part"
+"""Files of a checkpoint that is not complete."""
 PATIENCE = 600.0
 STEPS = 8
 """At most so many steps go by from one fault to the next."""
@@ -52,31 +56,39 @@ def preempted(training: Training) -> None:
 
 
 def rank_killed(training: Training) -> None:
-    """SIGKILL to one of the ranks, which may be in the middle of a save."""
-    ranks = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if (
-                b"fit" in words
-                and str(training.run).encode() in path.read_bytes()
-                and b"srun" not in words[0]
-            ):
-                ranks.append(int(path.parent.name))
+    """SIGKILL to one of the ranks."""
+    ranks = list(training.ranks().values())
     if ranks:
         with suppress(ProcessLookupError):
             os.kill(random.choice(ranks), signal.SIGKILL)
 
 
+def saver_killed(training: Training) -> None:
+    """SIGKILL to the first rank at any moment of a save, but not of the first one, which is its progress."""
+    folder, end = training.run / "checkpoints", time.monotonic() + PATIENCE
+    before = _saved(folder)
+    while not (ranks := training.ranks()) or _saved(folder) == before:
+        assert time.monotonic() < end, training.log
+        time.sleep(0.1)
+    while not list(folder.glob(PARTS)):
+        assert time.monotonic() < end, training.log
+    time.sleep(random.uniform(0, 0.02))
+    with suppress(ProcessLookupError):
+        os.kill(ranks[0], signal.SIGKILL)
+
+
+def _saved(folder: Path) -> int:
+    last = folder / "last.ckpt"
+    return last.stat().st_mtime_ns if last.exists() else 0
+
+
 def power_cut(training: Training) -> None:
-    back = time.monotonic() + BOOT_SECONDS
-    training.site.cluster.crash("node2")
+    """Of the node with the batch shell and the first rank, or of the other."""
+    back, node = time.monotonic() + BOOT_SECONDS, random.choice(["node1", "node2"])
+    training.site.cluster.crash(node)
     training.site.cluster.wait_for(training.job, ["PENDING"], PATIENCE)
     time.sleep(max(0.0, back - time.monotonic()))
-    training.site.cluster.boot("node2")
-
-
-KINDS: list[Callable[[Training], None]] = [signalled, requeued, preempted, rank_killed, power_cut]
+    training.site.cluster.boot(node)
 
 
 def attempts(training: Training) -> int:
@@ -90,7 +102,8 @@ def test_random_faults(place: Site) -> None:
     assert place.cluster.wait_for(whole.job, ENDED, PATIENCE) == "COMPLETED", whole.log
     undisturbed, begun = time.monotonic() - begun, time.monotonic()
 
-    rng = random.Random(FAULTS)
+    rng, cut_off = random.Random(FAULTS), 0
+    kinds: list[Callable[[Training], None]] = [globals()[name] for name in KINDS.split()]
     found, counts = Training(place, "faults", "--partition", "low", *epochs), Counter[str]()
     for number in range(FAULTS):
         wanted, end = found.done() + rng.randint(1, STEPS // 2), time.monotonic() + PATIENCE
@@ -101,21 +114,22 @@ def test_random_faults(place: Site) -> None:
             time.sleep(0.2)
         if place.cluster.state(found.job) in ENDED:
             break
-        kind = rng.choice(KINDS)
+        kind = rng.choice(kinds)
         before = attempts(found)
         kind(found)
         counts[kind.__name__] += 1
+        cut_off += bool(list((found.run / "checkpoints").glob(PARTS)))
         while attempts(found) <= before and place.cluster.state(found.job) not in ENDED:
             assert time.monotonic() < end + PATIENCE, found.log
             time.sleep(0.2)
     assert place.cluster.wait_for(found.job, ENDED, PATIENCE) == "COMPLETED", found.log
     lost = time.monotonic() - begun - undisturbed
     restarts, repeated = attempts(found) - 1, same_run(found, whole)
-    print(f"\n| faults | {' | '.join(counts)} | restarts | steps repeated | time lost |")
-    print("|---" * (4 + len(counts)) + "|")
+    print(f"\n| faults | {' | '.join(counts)} | saves cut off | restarts | steps repeated | time lost |")
+    print("|---" * (5 + len(counts)) + "|")
     numbers = " | ".join(map(str, counts.values()))
-    print(f"| {counts.total()} | {numbers} | {restarts} | {repeated} | {lost:.0f} s |")
+    print(f"| {counts.total()} | {numbers} | {cut_off} | {restarts} | {repeated} | {lost:.0f} s |")
     assert counts.total() == FAULTS
     assert restarts == FAULTS
-    violent = counts["rank_killed"] + counts["power_cut"]
+    violent = counts["rank_killed"] + counts["saver_killed"] + counts["power_cut"]
     assert repeated <= violent * 2 * STEPS

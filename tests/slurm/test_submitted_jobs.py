@@ -42,6 +42,16 @@ def test_a_run_on_two_nodes_is_submitted_and_finishes(site: Site) -> None:
     assert site.jobs()[job]["state"] == "COMPLETED"
 
 
+def test_bad_input_of_two_ranks_is_not_begun_again(site: Site) -> None:
+    job = site.submit("--nodes", "2", "--time", "10", "--trainer.max_epoch", "2")
+    assert site.cluster.wait_for(job, ENDED, 120) == "FAILED"
+    run = Path(str(site.jobs()[job]["run"]))
+    log = (run / f"slurm-{job}.log").read_text()
+    assert "max_epoch" in log
+    assert "not begun again: it would be no better" in log
+    assert "max_epoch" in (run / "failures.jsonl").read_text()
+
+
 def test_cancel_and_requeue(site: Site) -> None:
     job = site.submit("--time", "10", "--nodes", "2")
     blocked = site.submit("--time", "10", "--dependency", f"afterany:{job}")
