@@ -212,7 +212,7 @@ class Record(NamedTuple):
     """At the end, whole."""
     results: dict[str, float]
     sharded: int
-    """Trained parameters of which this rank holds a shard only."""
+    """Trained parameters of which this rank holds a shard only, in the last step."""
     norms: list[float]
     """Of all gradients, before clipping, by step."""
     static_graph: bool
@@ -231,12 +231,14 @@ class Recorder(Callback):
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.static_graph = False
+        self.sharded = 0
         self.batches: list[Batch] = []
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
         self.static_graph = getattr(trainer.strategy.model, "static_graph", False)
+        self.sharded = sum(isinstance(p, DTensor) for p in pl_module.parameters() if p.requires_grad)
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         self.norms.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
 
@@ -277,9 +279,8 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
             trainer.test(task, data, ckpt_path=fit.load, verbose=False, weights_only=True)
         else:
             trainer.fit(task, data, ckpt_path=fit.load, weights_only=True)
-        sharded = sum(isinstance(p, DTensor) for p in task.parameters() if p.requires_grad)
         return Record(
-            recorder.losses, whole_weights(task), task.results, sharded, recorder.norms,
+            recorder.losses, whole_weights(task), task.results, recorder.sharded, recorder.norms,
             recorder.static_graph, recorder.batches,
             {name: float(value) for name, value in trainer.callback_metrics.items()},
         )  # fmt: skip

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fused_tasks
 import pytest
 import torch
 from pretraining_parts import tiny_text
@@ -55,6 +56,7 @@ WAYS = {
 }
 SOME = ("ddp", "fsdp2 in parts")
 """Of tasks that differ little from one that is run in all ways."""
+BOTH = ("ddp", "fsdp2")
 
 
 class Case(NamedTuple):
@@ -67,11 +69,12 @@ class Case(NamedTuple):
     data: Callable[[int], ShardData] = make_data
     clip: float = 1.0
     """Norm that gradients are clipped to; some must be larger."""
+    steps: int = 50
 
     @property
     def fit(self) -> Fit:
         """In one process."""
-        return Fit(self.make, data=self.data, clip=self.clip)
+        return Fit(self.make, data=self.data, clip=self.clip, steps=self.steps)
 
 
 TASKS = {
@@ -89,6 +92,13 @@ TASKS = {
         partial(classifying, {"image": "full", "signal": "lora"}), clip=0.5, ways=("ddp recomputed",)
     ),
     "pretraining": Case(pretraining, data=captions, ways=("ddp", "fsdp2", "fsdp2 in parts")),
+    "sentiment": Case(fused_tasks.sentiment, data=fused_tasks.moods, ways=BOTH, steps=12, clip=0.1),
+    "entities": Case(fused_tasks.entities, data=fused_tasks.tagged, ways=BOTH, steps=12),
+    "relations": Case(fused_tasks.relations, data=fused_tasks.related, ways=BOTH, steps=12, clip=0.1),
+    "key fields": Case(fused_tasks.key_fields, data=fused_tasks.documents, ways=BOTH, steps=12, clip=0.1),
+    "recommendation": Case(
+        fused_tasks.recommendation, data=fused_tasks.choices, ways=BOTH, steps=12, clip=0.1
+    ),
     "retrieval, frozen": Case(partial(retrieval, {"image": "frozen", "signal": "full"}), ways=SOME),
 }
 """Every task has a line here."""
@@ -106,6 +116,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     tiny_language(cache / "language")
     tiny_text(cache / "text")
+    fused_tasks.write_data(cache)
     return cache
 
 

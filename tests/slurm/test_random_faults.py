@@ -72,6 +72,7 @@ def saver_killed(training: Training) -> None:
         time.sleep(0.1)
     while not list(folder.glob(PARTS)):
         assert time.monotonic() < end, training.log
+        time.sleep(0.001)
     time.sleep(random.uniform(0, 0.02))
     with suppress(ProcessLookupError):
         os.kill(ranks[0], signal.SIGKILL)
@@ -102,7 +103,7 @@ def test_random_faults(place: Site) -> None:
     assert place.cluster.wait_for(whole.job, ENDED, PATIENCE) == "COMPLETED", whole.log
     undisturbed, begun = time.monotonic() - begun, time.monotonic()
 
-    rng, cut_off = random.Random(FAULTS), 0
+    rng, cut_off = random.Random(FAULTS + 7), 0  # of the two that CI has, one is in a save
     kinds: list[Callable[[Training], None]] = [globals()[name] for name in KINDS.split()]
     found, counts = Training(place, "faults", "--partition", "low", *epochs), Counter[str]()
     for number in range(FAULTS):
