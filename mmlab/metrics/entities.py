@@ -43,7 +43,7 @@ def spans(tags: Sequence[str]) -> set[Span]:
     found: set[Span] = set()
     start, last = 0, ("O", "")
     for place, tag in enumerate([*tags, OUTSIDE]):
-        letter, type_ = _parts(tag)
+        letter, type_ = parts(tag)
         if last[0] != "O" and (letter in "OBSU" or last[0] in "ESLU" or type_ != last[1]):
             found.add(Span(last[1], start, place))
         begins = last[0] in "OESLU" or type_ != last[1] or letter in "BSU"
@@ -53,7 +53,7 @@ def spans(tags: Sequence[str]) -> set[Span]:
     return found
 
 
-def _parts(tag: str) -> tuple[str, str]:
+def parts(tag: str) -> tuple[str, str]:
     """The letter and the type of a tag."""
     if tag == OUTSIDE:
         return "O", ""

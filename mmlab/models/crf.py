@@ -21,6 +21,14 @@ class Transitions(NamedTuple):
     """From the row's tag to the column's."""
     end: Float[Tensor, " tags"]
 
+    def to(self, device: torch.device) -> Transitions:
+        """The same on a device."""
+        return Transitions(*(scores.to(device) for scores in self))
+
+    def plus(self, other: Transitions) -> Transitions:
+        """The sum of both, on the device of these."""
+        return Transitions(*(mine + its.to(mine.device) for mine, its in zip(self, other, strict=True)))
+
 
 def negative_log_likelihood(
     emission: Float[Tensor, "sentences words tags"],
@@ -88,9 +96,19 @@ class TagField(nn.Module):
         emission: Float[Tensor, "sentences words tags"],
         there: Bool[Tensor, "sentences words"],
         tag: Int64[Tensor, "sentences words"] | None = None,
+        *,
+        limits: Transitions | None = None,
     ) -> Tensor:
-        """-log p of the right tags of each sentence, or where none are given the best ones."""
-        transitions = Transitions(self.start, self.between, self.end)
-        if tag is None:
-            return best_tags(emission, there, transitions)
-        return negative_log_likelihood(emission, tag, there, transitions)
+        """-log p of the right tags of each sentence, or where none are given the best ones.
+
+        Args:
+            emission: Of each word.
+            there: Which words there are, from the left.
+            tag: The right ones.
+            limits: Added to what was learned, for the best ones.
+        """
+        learned = Transitions(self.start, self.between, self.end)
+        if tag is not None:
+            return negative_log_likelihood(emission, tag, there, learned)
+        scores = learned if limits is None else learned.plus(limits)
+        return best_tags(emission, there, scores)

@@ -26,6 +26,8 @@ class ExtractionTask(TaggingTask):
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
         crf: Learn what may follow what (:class:`~mmlab.models.crf.TagField`), and decode whole sentences.
+        constrained: Tell the likeliest tags of a sentence that keep to their scheme (no I behind an O), not
+            the likeliest tag of each word.
         scores: What it is measured by; None: precision, recall and F1 of entities.
 
     Raises:
@@ -40,9 +42,13 @@ class ExtractionTask(TaggingTask):
         optimization: Optimization,
         adaptation: Policy,
         crf: bool = False,
+        constrained: bool = True,
         scores: list[TextScore] | None = None,
     ) -> None:
-        super().__init__(model, tags=tags, optimization=optimization, adaptation=adaptation, crf=crf)
+        super().__init__(
+            model, tags=tags, optimization=optimization, adaptation=adaptation, crf=crf,
+            constrained=constrained,
+        )  # fmt: skip
         self.scores = [EntityScores()] if scores is None else scores
 
     def make_metrics(self) -> Metric:

@@ -41,6 +41,8 @@ class KeyFieldTask(TaggingTask):
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
         crf: Learn what may follow what (:class:`~mmlab.models.crf.TagField`), and decode whole documents.
+        constrained: Tell the likeliest tags of a document that keep to their scheme (no I behind an O), not
+            the likeliest tag of each word.
         scores: What it is measured by; None: precision, recall and F1 of fields.
         least: A field that no tags mark is told all the same by the word likeliest to begin it, if that has
             this probability (see :func:`~mmlab.metrics.fields.field_values`); 1 tells marked ones.
@@ -57,10 +59,14 @@ class KeyFieldTask(TaggingTask):
         optimization: Optimization,
         adaptation: Policy,
         crf: bool = False,
+        constrained: bool = True,
         scores: list[TextScore] | None = None,
         least: float = 0.05,
     ) -> None:
-        super().__init__(model, tags=tags, optimization=optimization, adaptation=adaptation, crf=crf)
+        super().__init__(
+            model, tags=tags, optimization=optimization, adaptation=adaptation, crf=crf,
+            constrained=constrained,
+        )  # fmt: skip
         if not 0 < least <= 1:
             raise ValueError(f"least={least} is a probability: above 0, up to 1")
         self.scores = [FieldScores()] if scores is None else scores
@@ -96,21 +102,16 @@ class KeyFieldTask(TaggingTask):
         """The string of each field."""
         if batch.text is not None and not batch.text.present[told.sample]:
             return {}  # its text was taken away
-        words, glued, _ = read_document(batch, told.sample)
-        if len(words) != len(told.tags):
-            raise ValueError(
-                f"sample {batch.keys[told.sample]!r} has {len(told.tags)} words, its note {len(words)}: "
-                "data.text.field and the words of data.loading.note must be the same"
-            )
+        words, glued, _ = read_document(batch, told.sample, count=len(told.tags))
         names = list(self.tags)
         return field_values(words, told.tags, told.probability, names, glued=glued, least=self.least)
 
 
-def read_document(batch: Batch, sample: int) -> Document:
-    """What the note of a sample says.
+def read_document(batch: Batch, sample: int, *, count: int | None = None) -> Document:
+    """What the note of a sample says; of so many words, where that is known.
 
     Raises:
-        ValueError: The run reads none, or it is no such object.
+        ValueError: The run reads none, it is no such object, or it has more or fewer words.
     """
     if not batch.notes:
         raise ValueError("fields are made of words: set data.loading.note to what holds them (`json`)")
@@ -118,9 +119,15 @@ def read_document(batch: Batch, sample: int) -> Document:
         note: dict[str, Any] = json.loads(batch.notes[sample])
         words, fields = list(map(str, note["words"])), note.get("fields") or {}
         known = {str(name): str(value) for name, value in fields.items() if value is not None}
-        return Document(words, frozenset(map(int, note.get("glued") or ())), known)
+        found = Document(words, frozenset(map(int, note.get("glued") or ())), known)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"sample {batch.keys[sample]!r}: data.loading.note is no object with `words` and `fields` "
             f"({type(error).__name__}): name the member that is, or correct it"
         ) from error
+    if count is not None and len(words) != count:
+        raise ValueError(
+            f"sample {batch.keys[sample]!r} has {count} words, its note {len(words)}: data.text.field and "
+            "the words of data.loading.note must be the same"
+        )
+    return found

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
-from mmlab.metrics.entities import OUTSIDE, spans
-from mmlab.models.crf import TagField
+from mmlab.metrics.entities import OUTSIDE, parts, spans
+from mmlab.models.crf import TagField, Transitions, best_tags
 from mmlab.models.word_tagger import WordTagger, by_sample
 from mmlab.objectives.loss import Loss, mean_of
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
+
+FORBIDDEN = -1e4
+"""Far below what logits add up to, but finite: where the list of tags leaves no way, some are told anyhow."""
 
 
 class Tagged(NamedTuple):
@@ -42,6 +45,8 @@ class TaggingTask(BaseTask):
         optimization: Optimizer and learning-rate schedule.
         adaptation: Which parameters are trained.
         crf: Learn what may follow what (:class:`~mmlab.models.crf.TagField`), and decode whole sentences.
+        constrained: Tell the likeliest tags of a sentence among those that keep to their scheme (no I behind
+            an O, or behind another type), not the likeliest tag of each word.
 
     Raises:
         ValueError: A tag is none or there twice, or the model gives more or fewer.
@@ -57,10 +62,12 @@ class TaggingTask(BaseTask):
         optimization: Optimization,
         adaptation: Policy,
         crf: bool = False,
+        constrained: bool = True,
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.tags = _numbered(tags, given=model.tags)
         self.field = TagField(len(tags)) if crf else None
+        self.limits = scheme(tags) if constrained else None
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Mean over all words of -log p of the right tag, or of the sentence's right tags."""
@@ -86,7 +93,12 @@ class TaggingTask(BaseTask):
     def tell(self, batch: Batch) -> list[Tagged]:
         """The tags of each valid sample."""
         emission, there = self._emission(batch)
-        told = emission.argmax(dim=2) if self.field is None else self.field(emission, there)
+        if self.field is not None:
+            told = self.field(emission, there, limits=self.limits)
+        elif self.limits is not None:
+            told = best_tags(emission, there, self.limits.to(emission.device))
+        else:
+            told = emission.argmax(dim=2)
         probability = emission.softmax(dim=2).cpu()
         place, valid, count = (x.tolist() for x in (batch.place, batch.valid, there.sum(dim=1)))
         names = list(self.tags)
@@ -143,3 +155,21 @@ def check_tags(key: str, known: Sequence[str], words: int, tags: dict[str, int])
             raise ValueError(
                 f"sample {key!r}: the tag {tag!r} is none of {', '.join(tags)}: add it, or correct it"
             )
+
+
+def scheme(tags: Sequence[str]) -> Transitions:
+    """0 where a tag may begin a sentence, follow another, or end one, by BIO, BIOES or BILOU."""
+    all_parts = [parts(tag) for tag in tags]
+    closed = any(letter in "ESLU" for letter, _ in all_parts)
+    edge = (OUTSIDE, "")
+
+    def follows(before: tuple[str, str], after: tuple[str, str]) -> bool:
+        if after[0] in "IEL":
+            return before[0] in "BI" and before[1] == after[1]
+        return not closed or before[0] not in "BI"
+
+    return Transitions(
+        torch.tensor([0.0 if follows(edge, tag) else FORBIDDEN for tag in all_parts]),
+        torch.tensor([[0.0 if follows(tag, then) else FORBIDDEN for then in all_parts] for tag in all_parts]),
+        torch.tensor([0.0 if follows(tag, edge) else FORBIDDEN for tag in all_parts]),
+    )

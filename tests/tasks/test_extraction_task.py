@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_language import wordpiece
 
 from mmlab.adaptation.policy import Policy
@@ -23,13 +26,14 @@ from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
 from mmlab.data.shards import write_shards
 from mmlab.data.words import WordReader
+from mmlab.models.crf import best_tags
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.word_tagger import WordTagger, by_sample
 from mmlab.optim import Optimization
 from mmlab.parallel.micro_batch import split
 from mmlab.tasks.extraction import ExtractionTask
-from mmlab.tasks.tagging import tag_numbers
+from mmlab.tasks.tagging import scheme, tag_numbers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*in eval mode"),
@@ -109,12 +113,15 @@ def make_data(folder: Path, *, field: str = "json.tags", max_length: int = 64) -
     )
 
 
-def make_task(*, tags: list[str] = TAGS, crf: bool = False, **model: Any) -> ExtractionTask:
+def make_task(
+    *, tags: list[str] = TAGS, crf: bool = False, constrained: bool = True, **model: Any
+) -> ExtractionTask:
     torch.manual_seed(0)
     return ExtractionTask(
         WordTagger(Letters(), tags=4, **model),
         tags=tags,
         crf=crf,
+        constrained=constrained,
         optimization=Optimization(partial(torch.optim.AdamW, lr=2e-2)),
         adaptation=Policy("full"),
     )
@@ -135,6 +142,55 @@ def test_entities_are_learned_and_reported(
     assert text.split()[:4] == ["precision", "recall", "f1-score", "support"]
     assert "micro avg" in text
     assert text in capsys.readouterr().out
+
+
+SCHEMES = {
+    "BIO": (["O", "B-A", "I-A", "B-B"], {"O": "OB", "B": "OBI", "I": "OBI"}, "OB", "OBI"),
+    "BIOES": (["O", "B-A", "I-A", "E-A", "S-B"], {"O": "OBS", "B": "IE", "I": "IE", "E": "OBS", "S": "OBS"},
+              "OBS", "OES"),
+    "BILOU": (["O", "B-A", "I-A", "L-A", "U-B"], {"O": "OBU", "B": "IL", "I": "IL", "L": "OBU", "U": "OBU"},
+              "OBU", "OLU"),
+}  # fmt: skip
+"""Some tags, which letters may follow which, begin and end."""
+
+
+def keeps_to(name: str, tags: Sequence[str]) -> bool:
+    _, after, begin, end = SCHEMES[name]
+    return (
+        tags[0][0] in begin
+        and tags[-1][0] in end
+        and all(
+            then[0] in after[tag[0]] and (then[0] not in "IEL" or then[1:] == tag[1:])
+            for tag, then in pairwise(tags)
+        )
+    )
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(sorted(SCHEMES)), words=st.integers(1, 4), seed=st.integers(0, 10_000))
+def test_what_is_told_is_the_likeliest_that_keeps_to_its_scheme(name: str, words: int, seed: int) -> None:
+    tags = SCHEMES[name][0]
+    logits = torch.randn(words, len(tags), generator=torch.Generator().manual_seed(seed)) * 3
+    told = best_tags(logits[None], torch.ones(1, words, dtype=torch.bool), scheme(tags))[0].tolist()
+    score = {
+        numbers: sum(logits[word, tag].item() for word, tag in enumerate(numbers))
+        for numbers in product(range(len(tags)), repeat=words)
+        if keeps_to(name, [tags[number] for number in numbers])
+    }
+    assert score[tuple(told)] == pytest.approx(max(score.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("crf", [False, True])
+@pytest.mark.parametrize(
+    ("constrained", "expected"), [(False, ["I-PER", "I-PER"]), (True, ["B-PER", "I-PER"])]
+)
+def test_no_name_begins_in_its_middle(crf: bool, constrained: bool, expected: list[str]) -> None:
+    """Without limits it may, and seqeval takes that for a beginning."""
+    task = make_task(crf=crf, constrained=constrained).eval()
+    torch.nn.init.zeros_(task.model.head.weight)
+    with torch.no_grad():
+        task.model.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 0.4]))
+    assert [one.tags for one in task.tell(pictured())] == [expected, expected]
 
 
 def test_a_row_for_each_part_is_one_sentence(folder: Path) -> None:
