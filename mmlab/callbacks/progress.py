@@ -79,6 +79,7 @@ class ProgressLines(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say where training stands, unless its validation just has."""
+        trainer.callback_metrics  # noqa: B018  (what is asked for below is computed by all ranks together)
         if trainer.global_step != self._said_step:
             self._say(trainer)
 

@@ -97,6 +97,11 @@ class Standing(BatchEnds):
     def batch_ended(self, trainer: L.Trainer, phase: Phase) -> None:
         """Write, if it is time."""
         if trainer.is_global_zero and time.monotonic() - self._said >= EVERY:
+            # Only here: elsewhere asking for it may compute what ranks compute together, and others are not
+            # there, least of all after an error.
+            rate = trainer.callback_metrics.get("train/samples_per_second")
+            rate = self.status.samples_per_second if rate is None else float(rate)
+            self.status = self.status._replace(samples_per_second=rate)
             self._write(trainer, "running")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -197,8 +202,6 @@ class Standing(BatchEnds):
                 "steps": steps,
                 "eta_seconds": took / done * (steps - step) if steps is not None and done > 0 else None,
             }
-            rate = trainer.callback_metrics.get("train/samples_per_second")
-            changes["samples_per_second"] = None if rate is None else float(rate)
         self.status = self.status._replace(**(changes | self._saved(trainer)))
         with spared(self.directory / FILE):
             write_status(self.directory, self.status)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from small_runs import Batches, make_task, make_trainer
 
@@ -125,3 +126,32 @@ def test_what_an_attempt_has_learned_of_saves_outlives_it(tmp_path: Path) -> Non
     status = read_status(tmp_path)
     assert status.save_seconds == 7.0
     assert (status.saved_step, status.saved_at) == (2, 1000.0)
+
+
+class Fails(Callback):
+    """At the end of an epoch, whose means over all ranks are not computed yet."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        pl_module.log("train/mean", 1.0, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        raise ArithmeticError("made on purpose")
+
+
+def test_after_an_error_nothing_is_asked_of_other_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means are computed by all ranks together, and those that have not failed do not come."""
+    computed: list[str] = []
+    compute = _ResultMetric.compute
+
+    def noted(metric: _ResultMetric) -> Any:
+        computed.append(metric.meta.name)
+        return compute(metric)
+
+    monkeypatch.setattr(_ResultMetric, "compute", noted)
+    trainer = make_trainer(tmp_path, Standing(tmp_path), Fails(), steps=4)
+    with pytest.raises(ArithmeticError):
+        trainer.fit(make_task("full"), Batches(per_epoch=4))
+    assert computed == []
+    assert read_status(tmp_path).state == "failed"
