@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -57,10 +58,12 @@ def preempted(training: Training) -> None:
 
 def rank_killed(training: Training) -> None:
     """SIGKILL to one of the ranks."""
-    ranks = list(training.ranks().values())
-    if ranks:
-        with suppress(ProcessLookupError):
-            os.kill(random.choice(ranks), signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while not (ranks := list(training.ranks().values())) or _failed_here(training):
+        assert time.monotonic() < end, training.log
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.kill(random.choice(ranks), signal.SIGKILL)
 
 
 def saver_killed(training: Training) -> None:
@@ -70,12 +73,20 @@ def saver_killed(training: Training) -> None:
     while not (ranks := training.ranks()) or _saved(folder) == before:
         assert time.monotonic() < end, training.log
         time.sleep(0.1)
-    while not list(folder.glob(PARTS)):
+    while not list(folder.glob(PARTS)) or _failed_here(training):
         assert time.monotonic() < end, training.log
         time.sleep(0.001)
     time.sleep(random.uniform(0, 0.02))
     with suppress(ProcessLookupError):
         os.kill(ranks[0], signal.SIGKILL)
+
+
+def _failed_here(training: Training) -> bool:
+    """Whether it is at the step of its last failure: the same twice ends a run, and rightly so."""
+    path = training.run / "failures.jsonl"
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+    now = training.lines()[0][-1]["step"] + 1
+    return bool(steps) and abs(steps[-1] - now) <= 1
 
 
 def _saved(folder: Path) -> int:
