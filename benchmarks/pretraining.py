@@ -10,8 +10,8 @@ tenth of the training pairs (`data.splits.train_share`, another tenth for each s
 is what they know. Pretraining has seen all pairs, so the gain is that of pairs and of its objectives.
 
 Prints a Markdown table: the mean over seeds with the lowest and the highest, and the 95 % interval over test
-captions of the first seed; then the gain in mean recall, of each seed with the same tenth, and its 95 % interval
-over seeds (Student's t).
+captions of the first seed; then the gain in mean recall, of each seed with the same tenth, and its 95 %
+interval over seeds (Student's t).
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ class Standing(BatchEnds):
             # Only here: elsewhere asking for it may compute what ranks compute together, and others are not
             # there, least of all after an error.
             rate = trainer.callback_metrics.get("train/samples_per_second")
-            rate = self.status.samples_per_second if rate is None else float(rate)
-            self.status = self.status._replace(samples_per_second=rate)
+            if rate is not None:
+                self.status = self.status._replace(samples_per_second=float(rate))
             self._write(trainer, "running")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
