@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mmlab.adaptation.policy import Policy
@@ -68,6 +70,7 @@ class TaggingTask(BaseTask):
         self.tags = _numbered(tags, given=model.tags)
         self.field = TagField(len(tags)) if crf else None
         self.limits = scheme(tags) if constrained else None
+        self._warned = not constrained
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Mean over all words of -log p of the right tag, or of the sentence's right tags."""
@@ -76,12 +79,26 @@ class TaggingTask(BaseTask):
         emission, there = self._emission(batch)
         right, known = tag_numbers(batch, there, self.tags)
         there = there & known[:, None]
+        if not self._warned:
+            self._look_at_scheme(batch)
         if self.field is not None:
             losses = self.field(emission, there, right)
         else:
             words = F.cross_entropy(emission.transpose(1, 2), right, reduction="none")
             losses = words.masked_fill(~there, 0).sum(dim=1)
         return {"tags": mean_of(losses, there.sum(dim=1).float(), batch.place)}
+
+    def _look_at_scheme(self, batch: Batch) -> None:
+        """Warn once of right tags that would never be told."""
+        for key, known in zip(batch.keys, batch.references, strict=True):
+            for before, after in pairwise([OUTSIDE, *known, OUTSIDE] if known else []):
+                if not follows(before, after, closed=is_closed(self.tags)):
+                    self._warned = True
+                    rank_zero_warn(
+                        f"sample {key!r} has {after} behind {before}, which keeps to no scheme and is never "
+                        "told: correct it, or set model.init_args.constrained to false"
+                    )
+                    return
 
     def _emission(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of each word of each sample, and which words there are."""
@@ -159,17 +176,26 @@ def check_tags(key: str, known: Sequence[str], words: int, tags: dict[str, int])
 
 def scheme(tags: Sequence[str]) -> Transitions:
     """0 where a tag may begin a sentence, follow another, or end one, by BIO, BIOES or BILOU."""
-    all_parts = [parts(tag) for tag in tags]
-    closed = any(letter in "ESLU" for letter, _ in all_parts)
-    edge = (OUTSIDE, "")
+    closed = is_closed(tags)
 
-    def follows(before: tuple[str, str], after: tuple[str, str]) -> bool:
-        if after[0] in "IEL":
-            return before[0] in "BI" and before[1] == after[1]
-        return not closed or before[0] not in "BI"
+    def score(before: str, after: str) -> float:
+        return 0.0 if follows(before, after, closed=closed) else FORBIDDEN
 
     return Transitions(
-        torch.tensor([0.0 if follows(edge, tag) else FORBIDDEN for tag in all_parts]),
-        torch.tensor([[0.0 if follows(tag, then) else FORBIDDEN for then in all_parts] for tag in all_parts]),
-        torch.tensor([0.0 if follows(tag, edge) else FORBIDDEN for tag in all_parts]),
+        torch.tensor([score(OUTSIDE, tag) for tag in tags]),
+        torch.tensor([[score(tag, then) for then in tags] for tag in tags]),
+        torch.tensor([score(tag, OUTSIDE) for tag in tags]),
     )
+
+
+def is_closed(tags: Iterable[str]) -> bool:
+    """Whether the last word of an entity has a letter of its own, as by BIOES and BILOU."""
+    return any(parts(tag)[0] in "ESLU" for tag in tags)
+
+
+def follows(before: str, after: str, *, closed: bool) -> bool:
+    """Whether a tag may stand behind another; O stands for both ends of a sentence, too."""
+    (letter, kind), (then, its) = parts(before), parts(after)
+    if then in "IEL":
+        return letter in "BI" and kind == its
+    return not closed or letter not in "BI"

@@ -180,6 +180,16 @@ def test_what_is_told_is_the_likeliest_that_keeps_to_its_scheme(name: str, words
     assert score[tuple(told)] == pytest.approx(max(score.values()), abs=1e-4)
 
 
+def test_right_tags_that_are_never_told_are_named() -> None:
+    """I begins an entity by IOB1."""
+    batch = replace(pictured(), references=(("O", "I-PER"), ("B-LOC", "O")))
+    task = make_task()
+    with pytest.warns(UserWarning, match="sample 'a' has I-PER behind O, which keeps to no scheme"):
+        task.losses(batch)
+    task.losses(batch)  # said once
+    make_task(constrained=False).losses(batch)
+
+
 @pytest.mark.parametrize("crf", [False, True])
 @pytest.mark.parametrize(
     ("constrained", "expected"), [(False, ["I-PER", "I-PER"]), (True, ["B-PER", "I-PER"])]
