@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from mmlab.adaptation.policy import Policy
@@ -70,7 +70,7 @@ class TaggingTask(BaseTask):
         self.tags = _numbered(tags, given=model.tags)
         self.field = TagField(len(tags)) if crf else None
         self.limits = scheme(tags) if constrained else None
-        self._warned = not constrained
+        self._said = not constrained
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Mean over all words of -log p of the right tag, or of the sentence's right tags."""
@@ -79,7 +79,7 @@ class TaggingTask(BaseTask):
         emission, there = self._emission(batch)
         right, known = tag_numbers(batch, there, self.tags)
         there = there & known[:, None]
-        if not self._warned:
+        if not self._said:
             self._look_at_scheme(batch)
         if self.field is not None:
             losses = self.field(emission, there, right)
@@ -89,12 +89,13 @@ class TaggingTask(BaseTask):
         return {"tags": mean_of(losses, there.sum(dim=1).float(), batch.place)}
 
     def _look_at_scheme(self, batch: Batch) -> None:
-        """Warn once of right tags that would never be told."""
+        """Say once which right tags would never be told."""
+        closed = is_closed(self.tags)
         for key, known in zip(batch.keys, batch.references, strict=True):
             for before, after in pairwise([OUTSIDE, *known, OUTSIDE] if known else []):
-                if not follows(before, after, closed=is_closed(self.tags)):
-                    self._warned = True
-                    rank_zero_warn(
+                if not follows(before, after, closed=closed):
+                    self._said = True
+                    rank_zero_info(
                         f"sample {key!r} has {after} behind {before}, which keeps to no scheme and is never "
                         "told: correct it, or set model.init_args.constrained to false"
                     )
