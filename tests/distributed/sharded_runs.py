@@ -212,7 +212,7 @@ class Record(NamedTuple):
     """At the end, whole."""
     results: dict[str, float]
     sharded: int
-    """Trained parameters of which this rank holds a shard only, in the last step."""
+    """Trained parameters of which this rank holds a shard only, in the last step, or after a test."""
     norms: list[float]
     """Of all gradients, before clipping, by step."""
     static_graph: bool
@@ -238,7 +238,7 @@ class Recorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
         self.static_graph = getattr(trainer.strategy.model, "static_graph", False)
-        self.sharded = sum(isinstance(p, DTensor) for p in pl_module.parameters() if p.requires_grad)
+        self.sharded = sharded(pl_module)
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         self.norms.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
 
@@ -280,13 +280,19 @@ def run(cache: Path, root: Path, fit: Fit) -> Record:
         else:
             trainer.fit(task, data, ckpt_path=fit.load, weights_only=True)
         return Record(
-            recorder.losses, whole_weights(task), task.results, recorder.sharded, recorder.norms,
+            recorder.losses, whole_weights(task), task.results,
+            sharded(task) if fit.stage == "test" else recorder.sharded, recorder.norms,
             recorder.static_graph, recorder.batches,
             {name: float(value) for name, value in trainer.callback_metrics.items()},
         )  # fmt: skip
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def sharded(task: L.LightningModule) -> int:
+    """Trained parameters of which this rank holds a shard only, as they are now."""
+    return sum(isinstance(p, DTensor) for p in task.parameters() if p.requires_grad)
 
 
 def whole_weights(task: BaseTask) -> dict[str, Tensor]:
