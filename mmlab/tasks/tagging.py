@@ -71,6 +71,7 @@ class TaggingTask(BaseTask):
         self.field = TagField(len(tags)) if crf else None
         self.limits = scheme(tags) if constrained else None
         self._said = not constrained
+        self._seen = set[tuple[str, str]]()
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Mean over all words of -log p of the right tag, or of the sentence's right tags."""
@@ -89,10 +90,12 @@ class TaggingTask(BaseTask):
         return {"tags": mean_of(losses, there.sum(dim=1).float(), batch.place)}
 
     def _look_at_scheme(self, batch: Batch) -> None:
-        """Say once which right tags would never be told."""
+        """Say once which right tags would never be told; each pair is looked at when it first comes."""
         closed = is_closed(self.tags)
         for key, known in zip(batch.keys, batch.references, strict=True):
-            for before, after in pairwise([OUTSIDE, *known, OUTSIDE] if known else []):
+            pairs = set(pairwise([OUTSIDE, *known, OUTSIDE] if known else [])) - self._seen
+            self._seen |= pairs
+            for before, after in sorted(pairs):
                 if not follows(before, after, closed=closed):
                     self._said = True
                     rank_zero_info(
