@@ -110,7 +110,9 @@ class Policy:
             self.checkpoint = "full"
         any_trained = any(parameter.requires_grad for parameter in model.parameters())
         parts = self._parts(model)
-        self.bases = {path: weights_digest(model.get_submodule(path)) for path in _bases(model, parts)}
+        self.bases = {
+            path: weights_digest(model.get_submodule(path).state_dict()) for path in _bases(model, parts)
+        }
         for path, method in parts.items():
             self._applied[path] = copy.deepcopy(method)
             model.set_submodule(path, self._applied[path].apply(model.get_submodule(path)))

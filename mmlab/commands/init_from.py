@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.table import Table
 from torch import Tensor, nn
 
+from mmlab.adaptation.method import within
 from mmlab.adaptation.policy import Policy
 from mmlab.models.encoders.encoder import Encoder
 from mmlab.models.fingerprint import weights_digest
+from mmlab.models.network import Network
 from mmlab.runs.checkpoint import Weights, find_checkpoint, read_weights
 
 _MODEL = "model."
@@ -37,8 +39,9 @@ class Beginning:
     """Puts what fits of a run into a model, before anything is added to that.
 
     A part is taken whole or not at all. Encoders are matched by what they read, wherever they stand in either
-    model (`image.encoder`, or `text` of a tagger); every other part by its path. All names and sizes must be
-    equal. What the run left to pretrained weights must be the same pretrained weights here.
+    model (`image.encoder`, or `text` of a tagger); a language model and every other part by its path. All
+    names and sizes must be equal. What the run left to pretrained weights must be the same pretrained weights
+    here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +60,7 @@ class Beginning:
         """Fill a model in place.
 
         Raises:
-            ValueError: Nothing fits; the run added to an encoder what is not merged, or trained beside other
+            ValueError: Nothing fits; the run added to a network what is not merged, or trained beside other
                 pretrained weights.
         """
         weights = read_weights(self.checkpoint)
@@ -69,9 +72,12 @@ class Beginning:
             },
             weights.bases,
         )
-        encoders = {path: module for path, module in model.named_modules() if isinstance(module, Encoder)}
-        self.parts = [self._encoder(path, encoder, theirs) for path, encoder in encoders.items()]
-        self.parts += [self._other(path, model, theirs) for path in _others(model, set(encoders))]
+        networks = _networks(model)
+        self.parts = [self._network(path, network, theirs) for path, network in networks.items()]
+        state = model.state_dict()
+        self.parts += [
+            self._fit(path, path, _below(path, state), theirs) for path in _others(model, networks)
+        ]
         if not any(part.tensors for part in self.parts):
             reasons = "; ".join(f"{part.path}: {part.reason}" for part in self.parts[:3])
             raise ValueError(
@@ -88,46 +94,44 @@ class Beginning:
             table.add_row(part.path, str(part.tensors) if part.tensors else "", part.reason)
         return table
 
-    def _encoder(self, path: str, encoder: Encoder, theirs: Weights) -> Part:
-        own = encoder.state_dict()
-        found = _standing(path, encoder, theirs)
+    def _network(self, path: str, network: Network, theirs: Weights) -> Part:
+        found = _standing(path, network, theirs)
         if found is None:
-            return Part(path, 0, f"stays: the run has no encoder of {encoder.modality}")
-        state = _below(found, theirs.state)
-        # A layout is added to an encoder, which is the same without.
-        layout = {name for name in own if name.startswith(_LAYOUT)}
-        apart = set() if any(name.startswith(_LAYOUT) for name in state) else layout
-        own = {name: tensor for name, tensor in own.items() if name not in apart}
+            what = f"encoder of {network.modality}" if isinstance(network, Encoder) else "such part"
+            return Part(path, 0, f"stays: the run has no {what}")
+        own = network.state_dict()
+        if not any(name.startswith(_LAYOUT) for name in _below(found, theirs.state)):
+            # A layout is added to an encoder, which is the same without.
+            own = {name: tensor for name, tensor in own.items() if not name.startswith(_LAYOUT)}
+        return self._fit(path, found, own, theirs)
+
+    def _fit(self, path: str, found: str, own: Mapping[str, Tensor], theirs: Weights) -> Part:
+        """Fill one part with what stands at a place of the run, or say why it stays."""
+        state, base = _below(found, theirs.state), theirs.bases.get(found)
         source = f"from {found}" if found != path else "taken"
-        base = theirs.bases.get(found)
+        if not state and base is None:
+            return Part(path, 0, "stays: the run has no such part")
         if own.keys() == state.keys() and not _misfits(own, state):
             _fill(own, state)
             return Part(path, len(state), source)
         if base is None:
-            return Part(path, 0, f"stays: {found} is another network there ({_difference(own, state)})")
-        if base != (digest := weights_digest(encoder, without=apart)):
+            return Part(path, 0, f"stays: another {found} there ({_difference(own, state)})")
+        added = sorted(state.keys() - own.keys())
+        # Where a checkpoint holds all of a part, what it was trained beside does not matter.
+        if base != (digest := weights_digest(own)) and not (added and len(state) >= len(own)):
             raise ValueError(
                 f"--model.init_from {self.checkpoint}: its {found} was trained beside other pretrained "
                 f"weights ({base[:12]}, here {digest[:12]}): give {path} the same ones"
             )
-        if added := sorted(state.keys() - own.keys()):
+        if added:
             raise ValueError(
-                f"--model.init_from {self.checkpoint}: its {found} holds what was added to pretrained "
-                f"weights ({added[0]}, ...): merge it first with `mmlab adapt merge RUN --out DIR`, and name "
-                "DIR/model.safetensors"
+                f"--model.init_from {self.checkpoint}: its {found} holds what {path} does not ({added[0]}, "
+                "...): merge what was added to pretrained weights first with `mmlab adapt merge RUN --out "
+                "DIR`, and name DIR/model.safetensors"
             )
         _fill({name: own[name] for name in state}, state)
         rest = "the same pretrained weights in both"
         return Part(path, len(state), f"{source}, the rest is {rest}" if state else f"stays: {rest}")
-
-    def _other(self, path: str, model: nn.Module, theirs: Weights) -> Part:
-        own, state = _below(path, model.state_dict()), _below(path, theirs.state)
-        if not state:
-            return Part(path, 0, "stays: the run has no such part")
-        if own.keys() != state.keys() or _misfits(own, state):
-            return Part(path, 0, f"stays: another there ({_difference(own, state)})")
-        _fill(own, state)
-        return Part(path, len(state), "taken")
 
 
 _NAME, _ALIAS = "--init_from", "--model.init_from"
@@ -178,10 +182,21 @@ def begin(parser: LightningArgumentParser, config: Namespace) -> Beginning | Non
     return beginning
 
 
-def _standing(path: str, encoder: Encoder, theirs: Weights) -> str | None:
-    """Where an encoder of the same modality stands in the other model; the same path comes first."""
-    name = encoder.modality.value
-    inside = set(encoder.state_dict())
+def _networks(model: nn.Module) -> dict[str, Network]:
+    """The outermost networks, by their paths."""
+    found: dict[str, Network] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Network) and not any(within(path, outer) for outer in found):
+            found[path] = module
+    return found
+
+
+def _standing(path: str, network: Network, theirs: Weights) -> str | None:
+    """Where a network stands in the other model; an encoder anywhere, by what it reads, its path first."""
+    if not isinstance(network, Encoder):
+        return path if path in theirs.bases or _below(path, theirs.state) else None
+    name = network.modality.value
+    inside = set(network.state_dict())
     found = {base for base in theirs.bases if name in base.split(".")}
     for key in theirs.state:
         parts = key.split(".")
@@ -194,15 +209,21 @@ def _standing(path: str, encoder: Encoder, theirs: Weights) -> str | None:
     return min(found, key=lambda one: (-len(_below(one, theirs.state)), one), default=None)
 
 
-def _others(model: nn.Module, encoders: set[str]) -> list[str]:
-    """Paths of the parts beside the encoders that hold anything: children, and of towers their children."""
-    found = []
+def _others(model: nn.Module, networks: Collection[str]) -> list[str]:
+    """The outermost parts that hold no network, and hold anything."""
+    found: list[str] = []
+
+    def look(path: str, module: nn.Module) -> None:
+        if path in networks or not module.state_dict():
+            return
+        if any(within(network, path) for network in networks):
+            for name, child in module.named_children():
+                look(f"{path}.{name}", child)
+        else:
+            found.append(path)
+
     for name, child in model.named_children():
-        inside = [path for path in encoders if path == name or path.startswith(f"{name}.")]
-        below = [name] if not inside else [f"{name}.{part}" for part, _ in child.named_children()]
-        for path in below:
-            if path not in encoders and name not in encoders and _below(path, model.state_dict()):
-                found.append(path)
+        look(name, child)
     return found
 
 

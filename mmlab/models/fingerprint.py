@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, FunctionType
 
 import torch
@@ -59,19 +59,13 @@ def fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(module: nn.Module, *, without: Collection[str] = ()) -> str:
-    """SHA-256 over names, types, shapes and values of all parameters and persistent buffers.
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of what a state dict holds.
 
     It says whether weights that a checkpoint leaves out are those that it was trained beside.
-
-    Args:
-        module: Whose weights.
-        without: Names of tensors that do not count.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if name in without:
-            continue
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_content(tensor))
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pretraining_parts import make_model, tiny_text
+from tiny_language import tiny_language
 from torch import nn
 
 from mmlab.adaptation.lora import LoRA
@@ -17,19 +18,28 @@ from mmlab.commands.init_from import Beginning
 from mmlab.models.dual_encoder import DualEncoder, Tower
 from mmlab.models.encoders.signal import SignalEncoder
 from mmlab.models.encoders.text import TextEncoder
+from mmlab.models.fusion.projection import ProjectionFusion
 from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.fusion.transformer import TransformerFusion
 from mmlab.models.fusion_classifier import FusionClassifier
 from mmlab.models.heads import ClassificationHead
+from mmlab.models.language_model import LanguageModel
 from mmlab.models.layout import Layout
+from mmlab.models.media import MediaTower
+from mmlab.models.multimodal_lm import MultimodalLM
+from mmlab.models.pooling import AttentivePooling
+from mmlab.models.recommender import Items, Recommender, Users
 from mmlab.models.word_tagger import WordTagger
 from mmlab.objectives.contrastive import InfoNCE
 from mmlab.objectives.masked import MaskedTokens
+from mmlab.objectives.ranking import SampledSoftmax
 from mmlab.optim import Optimization
 from mmlab.runs.checkpoint import Weights, load_weights, read_weights, write_weights
 from mmlab.tasks.base import BaseTask
 from mmlab.tasks.outcome import Classes
 from mmlab.tasks.pretraining import PretrainingTask
+from mmlab.tasks.question_answering import QuestionAnsweringTask
+from mmlab.tasks.recommendation import RecommendationTask
 from mmlab.tasks.retrieval import RetrievalTask
 from mmlab.tasks.sentiment import SentimentTask
 
@@ -40,6 +50,11 @@ OPTIMIZATION = Optimization(partial(torch.optim.AdamW, lr=0.01))
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language(tmp_path_factory.mktemp("language"))
 
 
 def policy(towers: Any = "full", beginning: Beginning | None = None) -> Policy:
@@ -145,7 +160,7 @@ class TestParts:
         assert same(task.model.fusion, run.model.fusion)
         another = Beginning(path)
         other = classifier(text, beginning=another, layers=3)
-        assert "another there" in reasons(another)["fusion"]
+        assert "another fusion there" in reasons(another)["fusion"]
         assert same(other.model.fusion, classifier(text, layers=3).model.fusion), "taken in part"
 
     def test_projections_of_another_size_stay(self, text: Path, tmp_path: Path) -> None:
@@ -180,13 +195,34 @@ class TestParts:
                 beginning(tagger)
             assert reasons(beginning)["text"] == "stays: the same pretrained weights in both"
 
+    def test_what_stands_beside_a_frozen_encoder_is_taken(self, text: Path, tmp_path: Path) -> None:
+        """Of a tower inside another part too, as those of items are."""
+
+        def recommending(beginning: Beginning | None = None) -> RecommendationTask:
+            torch.manual_seed(0)
+            tower = FusionTower(TextEncoder(str(text)), pooling=AttentivePooling(32))
+            fusion = ProjectionFusion({"text": 32}, dim=8)
+            return RecommendationTask(
+                Recommender(Users(8, items=6), Items(8, items=6, text=tower, fusion=fusion)),
+                objective=SampledSoftmax(),
+                optimization=OPTIMIZATION,
+                adaptation=policy({"items.text.encoder": "frozen"}, beginning),
+            )
+
+        run = recommending()
+        beginning = Beginning(trained(run, tmp_path / "run.safetensors"))
+        task = recommending(beginning)
+        assert reasons(beginning) == {"items.text.encoder": "stays: the same pretrained weights in both"}
+        assert taken(beginning)["items.text.pooling"] == 1
+        assert same(task.model, run.model)
+
     def test_an_encoder_of_another_network_stays(self, text: Path, tmp_path: Path) -> None:
         beginning = Beginning(trained(retrieval(text), tmp_path / "run.safetensors"))
         model = DualEncoder(
             text=Tower(TextEncoder(str(text)), dim=8), signal=Tower(SignalEncoder(3, dim=8), dim=8)
         )
         beginning(model)
-        assert "is another network there" in reasons(beginning)["signal.encoder"]
+        assert reasons(beginning)["signal.encoder"].startswith("stays: another signal.encoder there")
         assert beginning.table().row_count == len(beginning.parts)
 
 
@@ -215,6 +251,14 @@ class TestPretrainedWeights:
         ):
             retrieval(text, beginning=beginning, seed=2)
 
+    def test_a_run_that_began_with_another_is_merged_too(self, text: Path, tmp_path: Path) -> None:
+        """Its checkpoint holds all weights, so those that it was trained beside are not asked for."""
+        first = Beginning(trained(retrieval(text, seed=1), tmp_path / "first.safetensors"))
+        run = retrieval(text, {"text": LoRA(rank=2), "signal": "full"}, beginning=first)
+        path = trained(run, tmp_path / "run.safetensors")
+        with pytest.raises(ValueError, match="mmlab adapt merge"):
+            retrieval(text, beginning=Beginning(path))
+
     @pytest.mark.parametrize("checkpoint", ["trained", "full"])
     def test_to_which_something_was_added_are_refused_until_merged(
         self, text: Path, tmp_path: Path, checkpoint: Any
@@ -222,12 +266,46 @@ class TestPretrainedWeights:
         run = retrieval(text, {"text": LoRA(rank=2), "signal": "full"}, seed=1)
         run.adaptation.checkpoint = checkpoint
         path = trained(run, tmp_path / "run.safetensors")
-        with pytest.raises(ValueError, match=r"text\.encoder holds what was added .*mmlab adapt merge"):
+        with pytest.raises(ValueError, match=r"its text\.encoder holds what .* does not .*mmlab adapt merge"):
             retrieval(text, beginning=Beginning(path))
         run.adaptation.merge(run.model)
         write_weights(tmp_path / "merged.safetensors", Weights(run.state_dict(), {}))
         task = retrieval(text, beginning=Beginning(tmp_path / "merged.safetensors"))
         assert same(task.model.text, run.model.text)
+
+
+class TestLanguageModels:
+    """What a language model was left to or was given is told as of encoders."""
+
+    def answering(
+        self, language: Path, towers: Any, *, beginning: Beginning | None = None
+    ) -> QuestionAnsweringTask:
+        torch.manual_seed(0)
+        tower = MediaTower(SignalEncoder(3, dim=16, modality="audio"), dim=32)
+        model = MultimodalLM(LanguageModel(str(language)), audio=tower)
+        return QuestionAnsweringTask(model, optimization=OPTIMIZATION, adaptation=policy(towers, beginning))
+
+    def test_of_which_some_was_trained(self, language: Path, tmp_path: Path) -> None:
+        run = self.answering(language, {"language": "layernorm"})
+        beginning = Beginning(trained(run, tmp_path / "run.safetensors"))
+        task = self.answering(language, "full", beginning=beginning)
+        assert 0 < taken(beginning)["language"] < len(run.model.language.state_dict())
+        assert same(task.model, run.model)
+
+    def test_another_one_is_refused(self, language: Path, tmp_path: Path) -> None:
+        run = self.answering(language, {"language": "frozen"})
+        path = trained(run, tmp_path / "run.safetensors")
+        trained(self.answering(language, "full"), tmp_path / "moved.safetensors")
+        moved = self.answering(language, "full")
+        load_weights(moved, read_weights(tmp_path / "moved.safetensors"))
+        with pytest.raises(ValueError, match="its language was trained beside other pretrained weights"):
+            Beginning(path)(moved.model)
+
+    def test_lora_must_be_merged(self, language: Path, tmp_path: Path) -> None:
+        run = self.answering(language, {"language": LoRA(rank=2)})
+        path = trained(run, tmp_path / "run.safetensors")
+        with pytest.raises(ValueError, match=r"its language holds what .*mmlab adapt merge"):
+            self.answering(language, "full", beginning=Beginning(path))
 
 
 class TestAfterwards:
