@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -96,14 +98,16 @@ class Loader:
         if self.stream.seed is None:
             if self._iterator is None or self._loader is None:
                 self._loader = self._build(start=0)
-            self._iterator = iter(self._loader)
+            self._begin(self._loader)
+            assert self._iterator is not None
             yield from self._iterator
             return
         first = self._next if self.position is None else self.position()
         if self._iterator is None or first != self._next:
             self.close()
             self._next = first
-            self._iterator = iter(self._build(start=first))
+            self._begin(self._build(start=first))
+        assert self._iterator is not None
         for _ in range(self.steps):
             batch = next(self._iterator)
             self._next += 1
@@ -121,14 +125,21 @@ class Loader:
             multiprocessing_context=_context(self.stream) if workers else None,
         )
 
+    def _begin(self, loader: DataLoader[Batch]) -> None:
+        """Iterate, and see to it that no worker outlives this process, whatever becomes of the run."""
+        iterator = iter(loader)
+        if iterator is not self._iterator and hasattr(iterator, "_workers"):
+            # Behind an error in the midst of a teardown nobody calls `close`. Python then waits for workers
+            # that it has sent a SIGTERM, which they do not hear.
+            reference = weakref.ref(iterator)
+            atexit.register(lambda: _kill(reference()))
+        self._iterator = iterator
+
     def close(self) -> None:
         """Stop the workers; iterating starts them again."""
-        workers = getattr(self._iterator, "_workers", [])
-        if workers:
+        if getattr(self._iterator, "_workers", []):
             self._iterator._shutdown_workers()  # type: ignore[union-attr]
-        for worker in workers:
-            if worker.is_alive():  # it hangs, and hears no SIGTERM
-                worker.kill()
+        _kill(self._iterator)  # what hangs
         self._iterator = None
         self._loader = None
 
@@ -139,6 +150,13 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+def _kill(iterator: Any) -> None:
+    """End the workers of an iterator that are left, for they hear no SIGTERM."""
+    for worker in getattr(iterator, "_workers", []):
+        if worker.is_alive():
+            worker.kill()
 
 
 def _context(stream: Stream) -> multiprocessing.context.BaseContext:

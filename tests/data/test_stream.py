@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,38 @@ class TestStream:
         loader = Loader(training(shards), steps=3, num_workers=2)
         iter(loader)
         assert loader._iterator is None
+
+
+LEAVES = """
+import sys
+from mmlab.data.loader import Loader
+from mmlab.data.order import TrainingOrder
+from mmlab.data.shards import ShardSet
+from mmlab.data.signal import SignalReader
+from mmlab.data.stream import Stream
+
+if __name__ == "__main__":
+    shards = ShardSet.find(sys.argv[1])
+    order = TrainingOrder(shards.counts, batch_size=8, seed=0)
+    loader = Loader(Stream(shards, order, (SignalReader(channels=1),), seed=0), steps=6, num_workers=2)
+    sys.modules["held"] = batches = iter(loader)
+    print(len(next(batches).keys))
+"""
+
+
+def test_a_process_that_closes_no_loader_ends(tmp_path: Path) -> None:
+    """As a run does whose teardown fails: its workers hear no SIGTERM, and Python waits for them at its end."""
+    write_shards(map(sample, range(64)), tmp_path, "x")
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES, encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, script, str(tmp_path / "x-*.tar")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert ended.stdout == "8\n"
 
 
 def on_a_rank(paths: list[Path]) -> list[Batch]:
