@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from mmlab.models.network import Network
+from mmlab.models.network import Added, Network
 
 
 class Method(ABC):
@@ -48,7 +48,8 @@ class Method(ABC):
 class EncoderMethod(Method):
     """Adapts the encoders of a part; what follows them (pooling, projection) is trained whole.
 
-    What follows starts at random, so it would be of no use fixed. A part that holds no encoder is taken as
+    What follows starts at random, so it would be of no use fixed; nor would what is
+    :class:`~mmlab.models.network.Added` to an encoder. A part that holds no encoder is taken as
     one network, and adapted as an encoder would be.
     """
 
@@ -56,8 +57,12 @@ class EncoderMethod(Method):
         """Adapt every encoder, in place."""
         found = [name for name, module in part.named_modules() if isinstance(module, Network)]
         self.encoders = found or [""]
+        self.added = [name for name, module in part.named_modules() if name and isinstance(module, Added)]
+        added = [p for name in self.added for p in part.get_submodule(name).parameters() if p.requires_grad]
         for name in self.encoders:
             self.adapt(part.get_submodule(name))
+        for parameter in added:
+            parameter.requires_grad_(True)  # peft fixes all but its own
         return part
 
     def adapt(self, network: nn.Module) -> None:
@@ -72,7 +77,9 @@ class EncoderMethod(Method):
         """Whether a parameter of an encoder is trained; `name` starts at the encoder."""
 
     def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """What is in no encoder, and what the method trains inside."""
+        """What is in no encoder, what is added to one, and what the method trains inside."""
+        if any(within(name, path) for path in self.added):
+            return True
         for encoder in self.encoders:
             if within(name, encoder):
                 return self.trains(name.removeprefix(encoder).lstrip("."), parameter)

@@ -75,5 +75,5 @@ class Probe(Frozen):
         return part
 
     def trainable(self, name: str, parameter: nn.Parameter) -> bool:
-        """The last linear layer's."""
-        return within(name, self.layer)
+        """The last linear layer's, and what is added to encoders."""
+        return any(within(name, path) for path in (self.layer, *self.added))

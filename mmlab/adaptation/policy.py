@@ -21,7 +21,7 @@ from mmlab.adaptation.prefix import Prefix
 from mmlab.adaptation.prompts import Prompts
 from mmlab.adaptation.staged import Staged
 from mmlab.models.fingerprint import weights_digest
-from mmlab.models.network import Network
+from mmlab.models.network import Network, pretrained_state
 
 MethodName = Literal[
     "full", "frozen", "probe", "lora", "adapters", "prompts", "prefix", "ia3", "bitfit", "layernorm", "staged"
@@ -111,7 +111,7 @@ class Policy:
         any_trained = any(parameter.requires_grad for parameter in model.parameters())
         parts = self._parts(model)
         self.bases = {
-            path: weights_digest(model.get_submodule(path).state_dict()) for path in _bases(model, parts)
+            path: weights_digest(pretrained_state(model.get_submodule(path))) for path in _bases(model, parts)
         }
         for path, method in parts.items():
             self._applied[path] = copy.deepcopy(method)

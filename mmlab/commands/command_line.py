@@ -159,6 +159,8 @@ class CommandLine(LightningCLI):
                 raise
             self.beginning = None
         super().instantiate_classes()
+        if self.beginning is not None:
+            self.beginning.fill_beside(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that measures its speed, and whose progress can be read in a log file too."""

@@ -55,6 +55,7 @@ class Beginning:
         """
         self.checkpoint = find_checkpoint(path)
         self.parts: list[Part] = []
+        self._beside: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module) -> None:
         """Fill a model in place.
@@ -72,18 +73,25 @@ class Beginning:
             },
             weights.bases,
         )
+        self._beside = {name: tensor for name, tensor in weights.state.items() if not name.startswith(_MODEL)}
         networks = _networks(model)
         self.parts = [self._network(path, network, theirs) for path, network in networks.items()]
-        state = model.state_dict()
-        self.parts += [
-            self._fit(path, path, _below(path, state), theirs) for path in _others(model, networks)
-        ]
+        own = model.state_dict()
+        for path in _others(model, networks):
+            state = Weights(_below(path, theirs.state), theirs.bases)
+            self.parts.append(self._fit(path, path, _below(path, own), state))
         if not any(part.tensors for part in self.parts):
             reasons = "; ".join(f"{part.path}: {part.reason}" for part in self.parts[:3])
             raise ValueError(
                 f"--model.init_from {self.checkpoint}: no part of that run fits this model ({reasons}): name "
                 "a run with the same encoders"
             )
+
+    def fill_beside(self, task: nn.Module) -> None:
+        """Fill what a task has beside its model and the run's task has too: a CRF, a temperature."""
+        for path, child in task.named_children():
+            if f"{path}." != _MODEL and (own := child.state_dict()):
+                self.parts.append(self._fit(path, path, own, Weights(_below(path, self._beside), {})))
 
     def table(self) -> Table:
         """What was taken, and why the rest was not."""
@@ -99,15 +107,15 @@ class Beginning:
         if found is None:
             what = f"encoder of {network.modality}" if isinstance(network, Encoder) else "such part"
             return Part(path, 0, f"stays: the run has no {what}")
-        own = network.state_dict()
-        if not any(name.startswith(_LAYOUT) for name in _below(found, theirs.state)):
-            # A layout is added to an encoder, which is the same without.
-            own = {name: tensor for name, tensor in own.items() if not name.startswith(_LAYOUT)}
-        return self._fit(path, found, own, theirs)
+        own, state = network.state_dict(), _below(found, theirs.state)
+        # A layout is added to an encoder, which is the same without.
+        if not all(any(name.startswith(_LAYOUT) for name in names) for names in (own, state)):
+            own, state = _plain(own), _plain(state)
+        return self._fit(path, found, own, Weights(state, theirs.bases))
 
     def _fit(self, path: str, found: str, own: Mapping[str, Tensor], theirs: Weights) -> Part:
-        """Fill one part with what stands at a place of the run, or say why it stays."""
-        state, base = _below(found, theirs.state), theirs.bases.get(found)
+        """Fill one part with what the run holds of it, `theirs.state`, or say why it stays."""
+        state, base = theirs.state, theirs.bases.get(found)
         source = f"from {found}" if found != path else "taken"
         if not state and base is None:
             return Part(path, 0, "stays: the run has no such part")
@@ -118,7 +126,7 @@ class Beginning:
             return Part(path, 0, f"stays: another {found} there ({_difference(own, state)})")
         added = sorted(state.keys() - own.keys())
         # Where a checkpoint holds all of a part, what it was trained beside does not matter.
-        if base != (digest := weights_digest(own)) and not (added and len(state) >= len(own)):
+        if base != (digest := weights_digest(_plain(own))) and not (added and len(state) >= len(own)):
             raise ValueError(
                 f"--model.init_from {self.checkpoint}: its {found} was trained beside other pretrained "
                 f"weights ({base[:12]}, here {digest[:12]}): give {path} the same ones"
@@ -231,6 +239,11 @@ def _below(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a state dict holds of a part."""
     prefix = f"{path}."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without a layout."""
+    return {name: value for name, value in state.items() if not name.startswith(_LAYOUT)}
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

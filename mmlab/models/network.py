@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Network(nn.Module, ABC):
@@ -20,6 +20,19 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def try_out(self) -> None:
         """Run on the smallest input that it takes, so that hooks see what it calls."""
+
+
+class Added(nn.Module):
+    """A part of a network that its pretrained weights do not hold: every method of adaptation trains it.
+
+    It changes nothing at the start, and fixed as it is then it would be of no use.
+    """
+
+
+def pretrained_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network without what is :class:`Added` to it."""
+    added = [f"{path}." for path, module in network.named_modules() if path and isinstance(module, Added)]
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(tuple(added))}
 
 
 class FollowsSteps(ABC):

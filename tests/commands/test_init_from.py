@@ -36,6 +36,7 @@ from mmlab.objectives.ranking import SampledSoftmax
 from mmlab.optim import Optimization
 from mmlab.runs.checkpoint import Weights, load_weights, read_weights, write_weights
 from mmlab.tasks.base import BaseTask
+from mmlab.tasks.extraction import ExtractionTask
 from mmlab.tasks.outcome import Classes
 from mmlab.tasks.pretraining import PretrainingTask
 from mmlab.tasks.question_answering import QuestionAnsweringTask
@@ -272,6 +273,28 @@ class TestPretrainedWeights:
         write_weights(tmp_path / "merged.safetensors", Weights(run.state_dict(), {}))
         task = retrieval(text, beginning=Beginning(tmp_path / "merged.safetensors"))
         assert same(task.model.text, run.model.text)
+
+
+def test_what_a_task_has_beside_its_model(text: Path, tmp_path: Path) -> None:
+    def tagging(*, crf: bool = True) -> ExtractionTask:
+        torch.manual_seed(0)
+        return ExtractionTask(
+            WordTagger(TextEncoder(str(text)), tags=3), tags=["O", "B-a", "I-a"], crf=crf,
+            optimization=OPTIMIZATION, adaptation=policy(),
+        )  # fmt: skip
+
+    run = tagging()
+    path = trained(run, tmp_path / "run.safetensors")
+    task, beginning = tagging(), Beginning(path)
+    beginning(task.model)
+    beginning.fill_beside(task)
+    assert same(task, run)
+    assert taken(beginning)["field"] == 3
+    beginning = Beginning(trained(tagging(crf=False), tmp_path / "plain.safetensors"))
+    beginning(task.model)
+    beginning.fill_beside(task)
+    assert reasons(beginning) == {"field": "stays: the run has no such part"}
+    assert taken(beginning).keys() == {"text", "head"}
 
 
 class TestLanguageModels:

@@ -176,7 +176,7 @@ def key_fields() -> KeyFieldTask:
     torch.manual_seed(0)
     page = ImageEncoder("test_resnet", pretrained=False)
     model = WordTagger(
-        _reads(Layout(32, buckets=11)), tags=4, dropout=0.0, image=FusionTower(page, keep_tokens=True),
+        _reads(Layout(32)), tags=4, dropout=0.0, image=FusionTower(page, keep_tokens=True),
         num_heads=2, grid=(2, 2),
     )  # fmt: skip
     return KeyFieldTask(model, tags=TAGS, optimization=SGD, adaptation=Policy("full"))

@@ -1,24 +1,26 @@
-"""Embeddings of places: LayoutLM's, none at the start, and what does not fit."""
+"""Embeddings of places: their formula, none at the start, trained by every method, and what does not fit."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LayoutLMConfig, LayoutLMModel
 
+from mmlab.adaptation.policy import METHODS, Policy
 from mmlab.batch import Input
 from mmlab.models.encoders.text import TextEncoder
 from mmlab.models.layout import Layout
+from mmlab.models.word_tagger import WordTagger
 
 pytest_plugins = "tiny_parts"
 
 
 def page(rows: int = 3, tokens: int = 7) -> Input:
-    """Token ids of different lengths with boxes, on the thousandths that LayoutLM knows."""
+    """Token ids of different lengths with boxes."""
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(0, 1001, (rows, tokens, 2, 2), generator=generator).sort(dim=2).values
     return Input(
@@ -30,31 +32,22 @@ def page(rows: int = 3, tokens: int = 7) -> Input:
     )
 
 
-def test_a_text_encoder_with_a_layout_is_layoutlm(tiny_bert: Path) -> None:
-    encoder = TextEncoder(str(tiny_bert), layout=Layout(32, buckets=1001)).eval()
-    torch.manual_seed(0)
-    peer = LayoutLMModel(
-        LayoutLMConfig(
-            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-            max_position_embeddings=40, max_2d_position_embeddings=1001,
-        )
-    ).eval()  # fmt: skip
-    encoder.backbone.load_state_dict(peer.state_dict(), strict=False)
-    assert encoder.layout is not None
-    ours, theirs = encoder.layout, peer.embeddings
-    for name in ("x", "y"):
-        getattr(ours, name).weight = getattr(theirs, f"{name}_position_embeddings").weight
-    ours.width.weight, ours.height.weight = (
-        theirs.w_position_embeddings.weight,
-        theirs.h_position_embeddings.weight,
-    )
-    inputs = page()
-    tokens, mask = encoder(inputs)
-    assert inputs.box is not None
-    expected = peer(
-        input_ids=inputs.data, bbox=(inputs.box * 1000).round().long(), attention_mask=mask.long()
-    ).last_hidden_state
-    torch.testing.assert_close(tokens[mask], expected[mask], rtol=1e-4, atol=1e-5)
+def test_against_the_formula_in_float64() -> None:
+    layout = Layout(5, octaves=3)
+    torch.nn.init.normal_(layout.project.weight)
+    torch.nn.init.normal_(layout.project.bias)
+    box = page().box
+    assert box is not None
+    left, top, right, bottom = box.double().unbind(dim=2)
+    waves = [
+        wave(math.pi * 2**octave * number)
+        for number in (left, top, right, bottom, right - left, bottom - top)
+        for wave in (torch.sin, torch.cos)
+        for octave in range(3)
+    ]
+    weight, bias = layout.project.weight.double(), layout.project.bias.double()
+    expected = torch.stack(waves, dim=2) @ weight.T + bias
+    torch.testing.assert_close(layout(box).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
@@ -71,22 +64,32 @@ def test_it_changes_nothing_at_the_start_and_learns(kind: str, request: pytest.F
         assert parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("buckets", [2, 11, 1001])
-def test_edges_of_the_page_have_a_row(buckets: int) -> None:
-    layout = Layout(4, buckets=buckets)
-    for table in (layout.x, layout.y, layout.width, layout.height):
-        torch.nn.init.normal_(table.weight)
-    found = layout(torch.tensor([[[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]]))[0]
-    x, y, width, height = (t.weight for t in (layout.x, layout.y, layout.width, layout.height))
-    torch.testing.assert_close(found[0], x[0] + x[-1] + width[-1] + y[0] + y[-1] + height[-1])
-    torch.testing.assert_close(found[1], 2 * x[-1] + width[0] + 2 * y[-1] + height[0])
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"probe"}))
+def test_every_method_trains_it(method: Any, tiny_bert: Path) -> None:
+    """Fixed, it would be zero for ever. It is kept in checkpoints, and no pretrained weight."""
+    tagger = WordTagger(TextEncoder(str(tiny_bert), layout=Layout(32)), tags=3)
+    plain = WordTagger(TextEncoder(str(tiny_bert)), tags=3)
+    policy, other = Policy({"text": method}), Policy({"text": method})
+    other.apply(plain)
+    policy.apply(tagger)
+    names = {"text.layout.project.weight", "text.layout.project.bias"}
+    assert all(policy.trainable(name) for name in names)
+    assert names <= policy.kept(tagger)
+    assert policy.bases == other.bases
+
+
+def test_it_stays_fixed_where_that_is_asked_for(tiny_bert: Path) -> None:
+    tagger = WordTagger(TextEncoder(str(tiny_bert), layout=Layout(32)), tags=3)
+    policy = Policy({"text.layout": "frozen", "text.backbone": "bitfit"})
+    policy.apply(tagger)
+    assert not policy.trainable("text.layout.project.weight")
 
 
 def test_what_does_not_fit(tiny_bert: Path) -> None:
     with pytest.raises(ValueError, match=r"layout\.dim=16, but .* reads tokens of size 32: set it so"):
         TextEncoder(str(tiny_bert), layout=Layout(16))
-    with pytest.raises(ValueError, match=r"layout\.buckets=1: at least 2"):
-        Layout(32, buckets=1)
+    with pytest.raises(ValueError, match=r"layout\.octaves=0: at least 1"):
+        Layout(32, octaves=0)
     encoder: Any = TextEncoder(str(tiny_bert), layout=Layout(32))
     with pytest.raises(ValueError, match=r"the data read no boxes: set data\.text\.boxes"):
         encoder(replace(page(), box=None))

@@ -133,7 +133,7 @@ def test_fields_that_only_their_place_tells_are_learned(
     folder: Path, trainer: Callable[..., L.Trainer]
 ) -> None:
     found = {}
-    for name, layout in (("words", None), ("places", Layout(32, buckets=21))):
+    for name, layout in (("words", None), ("places", Layout(32))):
         task, data = make_task(read_by_bert(folder, layout)), make_data(folder)
         fit = trainer(max_epochs=12, check_val_every_n_epoch=12)
         fit.fit(task, data)
