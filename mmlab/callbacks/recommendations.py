@@ -23,8 +23,9 @@ _BEFORE = 8
 class RecommendationLists(Callback):
     """After a test, `recommendations.jsonl` and `recommendations.html` in the run directory.
 
-    A line of the file is a user: `user` (the key), `recommended` and `wanted` (items). The page shows users
-    that are spread evenly over the split, beside what they liked before.
+    A line of the file is a user: `user` (the key), `recommended` and `wanted` (items, by what they are
+    called), `recommended_items` and `wanted_items` (by their numbers, since two may be called alike). The
+    page shows users that are spread evenly over the split, beside what they liked before.
 
     Args:
         field: What an item is called by.
@@ -54,6 +55,8 @@ class RecommendationLists(Callback):
                 "user": one.key,
                 "recommended": [names[number] for number in listed],
                 "wanted": [names.get(number, str(number)) for number in one.wanted],
+                "recommended_items": listed,
+                "wanted_items": list(one.wanted),
             }
             for one, listed in zip(users, lists, strict=True)
         )

@@ -14,6 +14,7 @@ from mmlab.data.decode import BrokenMember
 from mmlab.data.fields import read_field
 from mmlab.data.reader import Reader, Rows, pad
 
+_FIELDS = ("user", "item", "history")
 _LARGEST = 2**31
 _LONGEST = 2**20
 """Items of a history."""
@@ -23,7 +24,7 @@ class InteractionReader(Reader):
     """A row of a sample is a user, an item and the user's history, int64; see `mmlab.batch.USER`.
 
     Every sample of which anything is said has one: training samples have all three, those of evaluation an
-    item, or a user with a history.
+    item, or a user with a history. A history can stand for a user without a number.
     """
 
     modality = Modality.SIGNAL
@@ -39,21 +40,21 @@ class InteractionReader(Reader):
 
     def describe(self) -> str:
         """The fields that it reads."""
-        return f"{self.member}.user, {self.member}.item"
+        return ", ".join(f"{self.member}.{name}" for name in _FIELDS)
 
     def finds(self, members: Mapping[str, bytes]) -> bool:
-        """Whether the sample names a user or an item."""
+        """Whether the sample names a user, an item or a history."""
         try:
-            return any(self._values(members, name) for name in ("user", "item"))
+            return any(self._values(members, name) for name in _FIELDS)
         except BrokenMember:
             return True
 
     def read(self, members: Mapping[str, bytes], rng: Random | None) -> tuple[Tensor, ...]:
         """The row, or nothing."""
         user, item = (self._one(members, name) for name in ("user", "item"))
-        if user == item == NOBODY:
-            return ()
         history = [_number(value, "history") for value in self._values(members, "history")]
+        if user == item == NOBODY and not history:
+            return ()
         if len(history) > _LONGEST:
             raise BrokenMember("history too long")
         return (torch.tensor([user, item, *history], dtype=torch.int64),)

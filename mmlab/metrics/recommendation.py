@@ -93,8 +93,8 @@ def rank_catalogue(users: Sequence[Told], offered: Catalogue, *, depth: int = DE
     for top in range(0, len(users), height):
         tile = users[top : top + height]
         scores = torch.stack([one.vector for one in tile]).float() @ offered.vector.float().T
-        # A model that diverged gets ties, hence the last ranks; NaN would compare as below anything.
-        scores = scores.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        # What a model that diverged says nothing of comes last; NaN would compare as below anything.
+        scores = scores.masked_fill(~scores.isfinite(), torch.finfo(scores.dtype).min)
         for row, one in zip(scores, tile, strict=True):
             row[_columns(one.history, offered.number)] = -torch.inf
         ranks += [_ranks(row, offered, one.wanted) for row, one in zip(scores, tile, strict=True)]

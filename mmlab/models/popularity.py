@@ -44,8 +44,12 @@ class Popularity(nn.Module, FollowsSteps):
         share = (self.count.double() / self.count.sum()).log().float()
         return share[item.clamp(min=0)]
 
-    def see(self, item: Int64[Tensor, " rows"]) -> None:
-        """Count the items of a training batch; not in `forward`, which a backward pass may run again."""
+    def see(self, item: Int64[Tensor, "..."]) -> None:
+        """Count the items of a training batch; not in `forward`, which a backward pass may run again.
+
+        Args:
+            item: Numbers, or NOBODY, in any shape.
+        """
         new = torch.bincount(item[item != NOBODY], minlength=len(self.count))
         self._new = new if self._new is None else self._new + new
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -24,9 +24,11 @@ class Users(nn.Module):
 
     The history is read by transformer layers over [summary; items], each item with a vector for how long ago
     it was, as places from the end (SASRec: Kang and McAuley 2018, arXiv:1808.09781, without its causal mask,
-    since the next item alone is told); without layers it is the mean of its items. Beside a history, what
-    numbers add starts at zero: a user that training has never had is told by the history alone. Without
-    histories such a user is told by a random vector.
+    since the next item alone is told); without layers it is the mean of its items. Outside of training, items
+    that no history of the training held are not read, for their vectors are as they were drawn; places start
+    at zero, so those that it never reached say nothing. Beside a history, what numbers add starts at zero: a
+    user that training has never had is told by the history alone. Without histories such a user is told by a
+    random vector.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Users(nn.Module):
             nn.init.zeros_(self.users.weight)
         self.items = None if items is None else _table(items, dim)
         if items is not None:
-            self.ago = _table(max_history, dim)
+            self.seen = Popularity(items)
+            self.ago = nn.Embedding(max_history, dim)
+            nn.init.zeros_(self.ago.weight)
             self.summary = nn.Parameter(torch.randn(dim) * 0.02)
             self.layers = nn.ModuleList(
                 TransformerLayer(dim, num_heads=num_heads, hidden=4 * dim, dropout=dropout)
@@ -79,18 +83,13 @@ class Users(nn.Module):
             )
 
     def forward(
-        self,
-        user: Int64[Tensor, " samples"],
-        history: Int64[Tensor, "samples steps"],
-        known: Bool[Tensor, " items"] | None = None,
+        self, user: Int64[Tensor, " samples"], history: Int64[Tensor, "samples steps"]
     ) -> Float[Tensor, "samples dim"]:
         """A vector for each user, not of unit length.
 
         Args:
             user: Numbers, or NOBODY.
             history: Items, the latest last, NOBODY behind each history's end.
-            known: Which items training has had: the vectors of others are random, and are not read. None:
-                all.
         """
         parts = []
         if self.users is not None:
@@ -99,17 +98,20 @@ class Users(nn.Module):
             parts.append(self.users(torch.where(user == NOBODY, unknown, user)))
         if self.items is not None:
             _check(history, self.items.num_embeddings, "items")
-            parts.append(self._read(_latest(history, self.max_history), known))
+            parts.append(self._read(_latest(history, self.max_history)))
         vector: Tensor = self.dropout(torch.stack(parts).sum(dim=0))
         return vector
 
-    def _read(
-        self, history: Int64[Tensor, "samples steps"], known: Bool[Tensor, " items"] | None
-    ) -> Float[Tensor, "samples dim"]:
+    def see(self, history: Int64[Tensor, "samples steps"]) -> None:
+        """Note which items the histories of a training batch hold."""
+        if self.items is not None:
+            self.seen.see(_latest(history, self.max_history))
+
+    def _read(self, history: Int64[Tensor, "samples steps"]) -> Float[Tensor, "samples dim"]:
         assert self.items is not None
         there = history != NOBODY
-        if known is not None:
-            there = there & known[history.clamp(min=0)]
+        if not self.training:
+            there = there & self.seen.had[history.clamp(min=0)]
         # The latest item stands last, so its place from the end is 0.
         ago = there.flip(1).long().cumsum(dim=1).flip(1) - 1
         # Every place is read once, as zeros: with an empty history too the tables have a gradient.
@@ -194,8 +196,8 @@ class Items(nn.Module):
             dim: Size of a vector.
             items: How many there are.
             number_dropout: Share of items of which training leaves out the vector of their number, so that
-                their content learns to stand alone (DropoutNet: Volkovs et al. 2017); None: numbers have no
-                vectors.
+                their content, if they have any, learns to stand alone (DropoutNet: Volkovs et al. 2017);
+                None: numbers have no vectors.
             remember: Run towers that are frozen throughout, and not sharded, once for each item in training
                 and once in evaluation. Of content that training reads at random (crops, one of several
                 texts) the first view then stays.
@@ -288,7 +290,8 @@ class Recommended(NamedTuple):
     item: Embeddings
     """`group` is the item's number; NOBODY where the sample has none."""
     chooser: Int64[Tensor, " samples"]
-    """The user's number; NOBODY where the sample has no such pair."""
+    """The user's number, or where there is none one below NOBODY that no other row has; NOBODY where the
+    sample has no such pair."""
     log_share: Float[Tensor, " samples"]
     """Log of the share of training samples that have the item."""
     history: Int64[Tensor, "samples steps"]
@@ -310,6 +313,11 @@ class Recommender(nn.Module):
         self.users = users
         self.items = items
 
+    def see(self, found: Recommended) -> None:
+        """Count what a training batch holds; not in `forward`, which a backward pass may run again."""
+        self.items.popularity.see(found.user.group)
+        self.users.see(found.history.masked_fill((found.user.group == NOBODY)[:, None], NOBODY))
+
     def forward(self, batch: Batch) -> Recommended:
         """Run both sides, whatever samples lack.
 
@@ -324,16 +332,14 @@ class Recommender(nn.Module):
         data = rows.data.masked_fill((rows.owner == NOBODY)[:, None], NOBODY)
         user, item, history = data[:, USER], data[:, ITEM], data[:, HISTORY:]
         known = (item != NOBODY) & batch.valid
-        pair = known & (user != NOBODY)
+        pair = known & ((user != NOBODY) | (history != NOBODY).any(dim=1))
         nobody = torch.full_like(item, NOBODY)
-        # In training all histories are of items that it has, sooner or later.
-        had = None if self.training else self.items.popularity.had
+        # Who has no number is nobody else: a number for each row, below those of users and NOBODY.
+        chooser = torch.where(user == NOBODY, NOBODY - 1 - batch.place, user)
         return Recommended(
-            user=Embeddings(
-                _unit(self.users(user, history, had)), torch.where(pair, item, nobody), batch.place
-            ),
+            user=Embeddings(_unit(self.users(user, history)), torch.where(pair, item, nobody), batch.place),
             item=Embeddings(_unit(self.items(batch, item)), torch.where(known, item, nobody), batch.place),
-            chooser=torch.where(pair, user, nobody),
+            chooser=torch.where(pair, chooser, nobody),
             log_share=self.items.popularity(item),
             history=history,
         )

@@ -133,7 +133,8 @@ class Matching(nn.Module):
             place: Of each sample.
             seed: Another one draws others.
         """
-        similarity = text.float() @ beside.float().T / self.temperature
+        with torch.autocast(text.device.type, enabled=False):
+            similarity = text.float() @ beside.float().T / self.temperature
         kinds = torch.arange(2, device=place.device)[:, None, None]
         noise = uniform(NEGATIVES, seed, kinds, place[:, None], place)
         return pairs_of(similarity, group, noise)

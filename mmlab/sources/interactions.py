@@ -46,7 +46,7 @@ def divide(
     `time`: one moment for all users parts train from val, a later one val from test, such that val and test
     have their shares: nothing of the future is learned from. `last`: of each user with three or more, the
     last one is for the test, the one before for validation; what others did later is learned from. `random`:
-    each user's in their shares, in no order of time.
+    each user's in their shares, rounded, in no order of time: of up to five choices a tenth is none.
 
     Args:
         interactions: In any order; equal ones count once, the first.
@@ -109,7 +109,15 @@ def interaction_items(
         offered: All there is, by its identifier.
         history: Of a training sample, at most.
         new_users: Whether to keep users of whom no split before says anything.
+
+    Raises:
+        ValueError: A split has nothing to learn from, or nobody to tell anything.
     """
+    if not parts[TRAIN]:
+        whole = sum(map(len, parts.values()))
+        raise ValueError(
+            f"none of {whole} interactions is left to learn from: divide them otherwise (`division`, shares)"
+        )
     item_number = {item: number for number, item in enumerate(offered)}
     users = dict.fromkeys(one.user for part in parts.values() for one in part)
     user_number = {user: number for number, user in enumerate(users)}
@@ -137,6 +145,11 @@ def interaction_items(
                 continue
             about = {"user": user_number[user], "history": list(chosen[user]), "wanted": items}
             splits[split].append(Item(f"user-{user_number[user]:08d}", {**about, "group": f"user-{user}"}))
+        if len(splits[split]) == len(offered):
+            raise ValueError(
+                f"{split} has no user to tell anything: of its {len(wanted)} users none has a history. "
+                "Divide otherwise (`division`, larger shares), or keep new users (`new_users: true`)"
+            )
         for user, items in wanted.items():
             chosen[user] += items
     return Contents(splits, left_out, {"users": len(users), "items": len(offered)})

@@ -79,7 +79,7 @@ class MmRec(Released):
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """Columns by name, parted by tabs; row i of the features is of item i."""
         name = annotations["interactions"]
-        parts = _interactions(files, name)
+        parts, again = _once(_interactions(files, name))
         tables = {kind: _features(files, annotations[kind]) for kind in _FEATURES if kind in annotations}
         known = max((int(one.item) for part in parts.values() for one in part), default=-1) + 1
         for kind, table in tables.items():
@@ -95,7 +95,9 @@ class MmRec(Released):
             )
             for number in range(items)
         }
-        return interaction_items(parts, offered, history=self.history, new_users=self.new_users)
+        contents = interaction_items(parts, offered, history=self.history, new_users=self.new_users)
+        left_out = {"interactions that were there before": again} if again else {}
+        return contents._replace(left_out={**left_out, **contents.left_out})
 
 
 def _interactions(files: ReleasedFiles, name: str) -> dict[str, list[Interaction]]:
@@ -122,6 +124,22 @@ def _interactions(files: ReleasedFiles, name: str) -> dict[str, list[Interaction
             time = float(place) if when is None else float(cells[when])
             found[_SPLITS[part]].append(Interaction(str(int(user)), str(int(item)), time))
     return {split: sorted(found[split], key=lambda one: one.time) for split in _SPLITS.values()}
+
+
+def _once(parts: Mapping[str, list[Interaction]]) -> tuple[dict[str, list[Interaction]], int]:
+    """Of equal interactions the first one, in the first split that has it, and how many others there were.
+
+    What a user has is not offered again, so what is wanted twice could not be found.
+    """
+    seen: set[tuple[str, str]] = set()
+    found: dict[str, list[Interaction]] = {}
+    for split, part in parts.items():
+        found[split] = []
+        for one in part:
+            if (one.user, one.item) not in seen:
+                seen.add((one.user, one.item))
+                found[split].append(one)
+    return found, sum(map(len, parts.values())) - len(seen)
 
 
 def _features(files: ReleasedFiles, name: str) -> Shaped[np.ndarray, "items dim"]:

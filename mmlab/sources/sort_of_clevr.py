@@ -144,7 +144,7 @@ class SortOfClevr(Source):
 
 
 def make_scene(rng: Random) -> list[Thing]:
-    """Six objects, one of each colour, none over another or over the edge."""
+    """Six objects, one of each colour, their centres apart; the corners of squares may touch others."""
     things: list[Thing] = []
     while len(things) < len(COLOURS):
         x, y = (REACH + int(rng.random() * (SIDE - 2 * REACH)) for _ in range(2))

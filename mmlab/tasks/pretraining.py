@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -202,6 +203,6 @@ def _checked(weights: Mapping[str, float], objectives: Mapping[str, nn.Module | 
     for name, weight in weights.items():
         if name not in used:
             raise ValueError(f"weights has {name!r}, which is not in use: there are {', '.join(used)}")
-        if weight <= 0:
-            raise ValueError(f"weights: {name}={weight}: it must be above 0; leave {name} out to do without")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weights: {name}={weight}: a number above 0; leave {name} out to do without")
     return {name: float(weights.get(name, 1.0)) for name in used}

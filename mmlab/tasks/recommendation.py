@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from mmlab.objectives.ranking import RankingObjective
 from mmlab.optim import Optimization
 from mmlab.tasks.base import BaseTask
 
+_log = logging.getLogger(__name__)
+
 
 class Vectors(NamedTuple):
     """Users and items, a row for each sample that is one."""
@@ -27,8 +30,9 @@ class Vectors(NamedTuple):
 class RecommendationTask(BaseTask):
     """Brings users near to what they chose, and ranks everything that is offered for each.
 
-    Samples are as the sources of recommendation write them: training samples have a user and an item, those
-    of evaluation an item, or a user with `data.loading.references: [json.wanted]`.
+    Samples are as the sources of recommendation write them: training samples have an item and who chose it, a
+    user's number or a history or both, those of evaluation an item, or a user with
+    `data.loading.references: [json.wanted]`.
 
     Args:
         model: Users and items.
@@ -49,11 +53,18 @@ class RecommendationTask(BaseTask):
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.objective = objective
+        self._warned = False
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The loss of the objective."""
         found = self(batch)
-        self.model.items.popularity.see(found.user.group)
+        self.model.see(found)
+        if not self._warned and bool((found.user.group == NOBODY).all()):
+            self._warned = True
+            _log.warning(
+                "a batch of %d samples teaches nothing: none has both an item and who chose it (`user` or "
+                "`history`); the first is %s", len(batch.keys), batch.keys[0],
+            )  # fmt: skip
         loss = self.objective(
             found.user,
             found.item,

@@ -211,7 +211,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_closes_no_loader_ends(tmp_path: Path) -> None:
-    """As a run does whose teardown fails: its workers hear no SIGTERM, and Python waits for them at its end."""
+    """As a run does whose teardown fails: workers hear no SIGTERM, and Python waits for them at its end."""
     write_shards(map(sample, range(64)), tmp_path, "x")
     script = tmp_path / "leaves.py"
     script.write_text(LEAVES, encoding="utf-8")

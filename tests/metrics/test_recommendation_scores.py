@@ -111,6 +111,14 @@ def test_a_model_that_maps_everything_to_one_point_comes_last() -> None:
     assert rank.tolist() == [99, 100]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_item_of_which_a_diverged_model_says_nothing_comes_last(value: float) -> None:
+    offered = Catalogue(torch.tensor([[value], [-0.5], [-0.7]]), torch.arange(3), ("",) * 3, (0, 1, 2))
+    user = Told(0, "u", torch.tensor([1.0]), torch.tensor([], dtype=torch.int64), (0, 2))
+    (ranks,) = rank_catalogue([user], offered).ranks
+    assert ranks.tolist() == [2, 3]
+
+
 class Output(NamedTuple):
     user: Embeddings
     item: Embeddings

@@ -81,6 +81,10 @@ def test_random_shares_are_of_each_user(events: list[Interaction]) -> None:
 def test_histories_are_what_came_before(events: list[Interaction]) -> None:
     parts = divide(events, "time", shares=(0.2, 0.2))
     offered = {item: Offered({"title": item}) for item in "uvwxyz"}
+    if not all(parts.values()):
+        with pytest.raises(ValueError, match=r"is left to learn from|has no user to tell"):
+            interaction_items(parts, offered, history=3, new_users=True)
+        return
     splits = interaction_items(parts, offered, history=3, new_users=True).splits
     chosen: dict[int, list[int]] = defaultdict(list)
     for item in splits["train"]:
@@ -124,13 +128,13 @@ def test_the_releases_with_colons(tmp_path: Path) -> None:
         tmp_path / "in",
         {
             "ratings.dat": "".join(
-                f"{user}::{film}::5::{10 * user + film}\n" for user in (1, 2) for film in (3, 4)
+                f"{user}::{film}::5::{10 * user + film}\n" for user in (1, 2) for film in (3, 4, 5)
             ),
-            "movies.dat": "3::Léon::Crime\n4::Big::Comedy\n".encode("latin-1"),
+            "movies.dat": "3::Léon::Crime\n4::Big::Comedy\n5::Heat::Crime\n".encode("latin-1"),
         },
     )
     folder = MovieLens(
-        from_file=release, out=tmp_path / "out", division="random", val=0.5, test=0.4
+        from_file=release, out=tmp_path / "out", division="random", val=0.3, test=0.3
     ).prepare()
     titles = {about(members).get("title") for members in read_shards(folder, "val").values()}
     assert "Léon" in titles
@@ -198,6 +202,34 @@ def test_mmrec_as_released(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, features[:1])
     assert about(read_shards(folder, "test")["user-00000000"])["wanted"] == [2]
     assert about(read_shards(folder, "val")["user-00000001"])["history"] == [1]
+
+
+def test_of_purchases_that_stand_there_twice_the_first_counts(tmp_path: Path) -> None:
+    again = "0\t0\t5.0\t2\t0\n0\t1\t5.0\t8\t2\n"
+    release = write_release(tmp_path / "in", {"a.inter": INTER + again})
+    folder = MmRec(from_file=release, out=tmp_path / "out").prepare()
+    train = [about(members) for _, members in sorted(read_shards(folder, "train").items())]
+    assert [(one["user"], one["item"]) for one in train] == [(0, 1), (1, 1), (0, 0)]
+    assert train[-1]["history"] == [1]
+    assert about(read_shards(folder, "test")["user-00000000"])["wanted"] == [2]
+    assert note(folder)["left_out"] == {"interactions that were there before": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"division": "random"}, "val has no user to tell anything: of its 0 users none has a history"),
+        ({"division": "last"}, "val has no user to tell anything: of its 0 users"),
+        ({"division": "time", "val": 0.45, "test": 0.45}, "none of 4 interactions is left to learn from"),
+    ],
+)  # fmt: skip
+def test_divisions_that_leave_nothing(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    ratings = "userId,movieId,rating,timestamp\n" + "".join(
+        f"{u},{f},4.0,5\n" for u in (1, 2) for f in (1, 2)
+    )
+    release = write_release(tmp_path / "in", {"ratings.csv": ratings, "movies.csv": FILMS})
+    with pytest.raises(ValueError, match=message):
+        MovieLens(from_file=release, out=tmp_path / "out", **settings).prepare()
 
 
 @pytest.mark.parametrize(

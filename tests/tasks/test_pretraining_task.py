@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,5 +203,6 @@ class TestRefusals:
             ValueError, match="weights has 'masked', which is not in use: there are contrastive"
         ):
             make_task(text, ("contrastive",), weights={"masked": 1.0})
-        with pytest.raises(ValueError, match=r"weights: masked=0\.0: it must be above 0"):
-            make_task(text, ("masked",), weights={"masked": 0.0})
+        for weight in (0.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"weights: masked={weight}: a number above 0"):
+                make_task(text, ("masked",), weights={"masked": weight})

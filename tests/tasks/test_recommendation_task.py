@@ -233,6 +233,8 @@ def test_a_frozen_tower_runs_once_for_each_item() -> None:
 
 def test_histories_end_where_they_end() -> None:
     built = model(max_history=2).eval()
+    built.users.seen.count += 1
+    nn.init.normal_(built.users.ago.weight)
     rows = torch.tensor([[1, NOBODY, 5, 6, 7, NOBODY], [1, NOBODY, 6, 7, NOBODY, NOBODY]])
     vectors = built.users(rows[:, 0], rows[:, 2:])
     torch.testing.assert_close(vectors[0], vectors[1], msg="the latest two")
@@ -241,10 +243,52 @@ def test_histories_end_where_they_end() -> None:
 
 
 @pytest.mark.parametrize("layers", [0, 1])
+def test_places_that_training_never_reached_say_nothing(
+    trainer: Callable[..., L.Trainer], folder: Path, layers: int
+) -> None:
+    """Histories of evaluation may be longer than those that training had."""
+    built = task(model(content=False, num_layers=layers, max_history=9))
+    trainer(max_epochs=1).fit(built, data(folder))
+    moved = built.model.users.ago.weight.abs().sum(dim=1) > 0
+    assert moved.tolist() == [True] * 3 + [False] * 6, "training samples have at most three"
+
+
+def test_who_has_no_number_is_told_by_the_history(trainer: Callable[..., L.Trainer], tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_shards(map(unnumbered, samples(split)), tmp_path, split)
+    built = task(model(content=False))
+    run = trainer(max_epochs=20)
+    run.fit(built, data(tmp_path))
+    (found,) = run.test(built, data(tmp_path), verbose=False)
+    assert found["test/recall5@warm"] > 0.85
+
+
+def unnumbered(sample: dict[str, Any]) -> dict[str, Any]:
+    about = json.loads(sample["json"])
+    about.pop("user", None)
+    return sample | {"json": json.dumps(about).encode()}
+
+
+def test_samples_that_name_nobody_are_told_of(
+    trainer: Callable[..., L.Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def alone(sample: dict[str, Any]) -> dict[str, Any]:
+        about = json.loads(unnumbered(sample)["json"])
+        return sample | {"json": json.dumps({**about, "history": []}).encode()}
+
+    for split in ("train", "val"):
+        write_shards(map(alone, samples(split)), tmp_path, split)
+    trainer(max_epochs=1, limit_val_batches=0).fit(task(model(content=False)), data(tmp_path))
+    (warned,) = [record for record in caplog.records if "teaches nothing" in record.getMessage()]
+    assert "a batch of 32 samples teaches nothing" in warned.getMessage()
+
+
+@pytest.mark.parametrize("layers", [0, 1])
 def test_what_training_never_had_is_not_read_in_a_history(layers: int) -> None:
     """Its vector is as it was drawn."""
     built = model(num_layers=layers).eval()
-    built.items.popularity.count[[2, 5]] += 1
+    built.users.seen.count[[2, 5]] += 1
+    nn.init.normal_(built.users.ago.weight)
     vectors = built(batch()).user.vector  # of the histories [5, 6], none, none, [7]
     read = built.users(torch.full((3,), NOBODY), torch.tensor([[5], [NOBODY], [NOBODY]]))
     torch.testing.assert_close(vectors[[0, 1, 3]], nn.functional.normalize(read, dim=1))
@@ -274,7 +318,8 @@ def test_robustness_takes_content_from_items_and_no_one_from_the_test() -> None:
 @pytest.mark.parametrize("users", [{"users": 9}, {"users": 9, "num_layers": 0}, {"users": 9, "items": None}])
 def test_parts_of_a_batch_make_the_whole(users: dict[str, Any]) -> None:
     built = model(**users).eval()
-    built.items.popularity.count += 1
+    if built.users.items is not None:
+        built.users.seen.count += 1
     whole, parts = built(batch()), run_in_parts(built, batch(), 2)
     torch.testing.assert_close(parts.user.vector, whole.user.vector)
     torch.testing.assert_close(parts.item.vector, whole.item.vector)
