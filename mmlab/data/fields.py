@@ -47,6 +47,24 @@ def read_field(members: Mapping[str, bytes], field: str) -> list[Any]:
     return [value for value in flat if value is not None]
 
 
+def read_row(members: Mapping[str, bytes], field: str) -> list[Any]:
+    """The values of a field of which the n-th belongs to the n-th of another: words and their boxes.
+
+    Args:
+        members: Bytes by extension.
+        field: As for :func:`read_field`.
+
+    Raises:
+        BrokenMember: As for :func:`read_field`; one of several values is null, so that left out it would move
+            those behind it.
+    """
+    values = _found(members, field)
+    several = [values] if len(values) > 1 else []  # null alone is no value, as where the key is missing
+    if any(None in row for row in several + [value for value in values if isinstance(value, list)]):
+        raise BrokenMember(f"{field} has null for a value")
+    return read_field(members, field)
+
+
 def has_field(members: Mapping[str, bytes], field: str) -> bool:
     """Whether a sample has a field, if only with nothing in it: an empty array.
 

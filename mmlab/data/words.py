@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmlab.batch import Modality
 from mmlab.data.decode import BrokenMember
-from mmlab.data.fields import read_field
+from mmlab.data.fields import read_row
 from mmlab.data.image import ImageReader
 from mmlab.data.reader import Reader, Rows, pad
 from mmlab.data.text import load_tokenizer
@@ -117,7 +117,7 @@ class WordReader(Reader):
 
     def words(self, members: Mapping[str, bytes]) -> list[str]:
         """The words of a sample."""
-        found = read_field(members, self.field)
+        found = read_row(members, self.field)
         if not all(isinstance(word, str) for word in found):
             raise BrokenMember("a word is not a string")
         if len(found) > _MAX_WORDS:
@@ -128,9 +128,9 @@ class WordReader(Reader):
         """The box of each word of a sample; of no numbers where none are read."""
         if self.boxes is None:
             return torch.zeros(words, 0, dtype=torch.float64)
-        found = read_field(members, self.boxes)
+        found = read_row(members, self.boxes)
         if len(found) != words:
-            raise BrokenMember("another number of boxes than of words")
+            raise BrokenMember(f"{words} words, but {len(found)} boxes")
         for box in found:
             if not isinstance(box, list) or len(box) != 4 or not all(type(x) in (int, float) for x in box):
                 raise BrokenMember("a box is not four numbers")
@@ -178,9 +178,20 @@ class WordReader(Reader):
     def encode(self, word: str) -> list[int]:
         """Token ids of a word that stands behind others, one at least."""
         clean = word[:_LETTERS].encode("utf-8", "replace").decode("utf-8")
-        # Byte-pair tokenizers tell by the space that a word begins; others drop it.
-        ids: list[int] = self._backend.encode(f" {clean}", add_special_tokens=False).ids
-        return (ids or [self._unknown]) + self._case(clean)
+        return (self._ids(self._space + clean) or [self._unknown]) + self._case(clean)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _space(self) -> str:
+        """What stands before a word: by it byte-pair tokenizers tell that one begins, while others drop it.
+
+        A tokenizer that puts a space before every text itself would make a token of a second one.
+        """
+        alone, spaced, behind = self._ids("a"), self._ids(" a"), self._ids("b a")
+        return "" if spaced != alone and behind == self._ids("b") + alone else " "
 
     def _case(self, word: str) -> list[int]:
         """The token that tells of the capital letters of a word, if any does."""

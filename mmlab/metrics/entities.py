@@ -34,8 +34,9 @@ class Score(NamedTuple):
 def spans(tags: Sequence[str]) -> set[Span]:
     """The entities of a sentence tagged by BIO, BIOES or BILOU.
 
-    As conlleval and seqeval's default count, which do not know L and U: an entity begins at B, S or U, or
-    where a tag of another type or O stands before; it ends before such a begin, at E, L, S or U, or before O.
+    As conlleval and seqeval's default count: an entity begins at B, S or U, or where a tag of another type or
+    O stands before; it ends before such a begin, at E, L, S or U, or before O. They do not know L and U, and
+    take two U of one type in a row for one entity.
 
     Raises:
         ValueError: A tag is neither O nor one of these letters, a hyphen and a type.
@@ -124,8 +125,9 @@ def _pairs(answers: Sequence[Answered]) -> Iterator[tuple[set[Span], set[Span]]]
 class EntityScores(TextScore):
     """Precision, recall and F1 of entities, an entity being right where its span and its type are.
 
-    seqeval's numbers in its default mode: `f1` (micro, with its interval over groups of sentences),
-    `precision`, `recall`, `macro_f1`, `weighted_f1`, and `f1/TYPE` of each type.
+    `f1` (micro, with its interval over groups of sentences), `precision`, `recall`, `macro_f1`,
+    `weighted_f1`, and `f1/TYPE` of each type: seqeval's numbers in its default mode. That mode does not know
+    L and U, so by BILOU they differ: here each L and U ends its span, as E and S do (:func:`spans`).
     """
 
     def __call__(self, answers: Sequence[Answered]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlab.metrics.entities import OUTSIDE, f1_interval, score_of, spans
@@ -28,8 +28,9 @@ def field_values(
     Of several spans of a field it is the one whose words are surest in sum, the first of equals. A field that
     no span marks has the word that is likeliest to begin it, and the words behind it that may go on with it,
     each with the probability `least` or more: a number that stands four times on a receipt is hardly ever
-    more likely to be its total than not. Words are joined as they are printed: by a space, but where none
-    stands before a word.
+    more likely to be its total than not. None of these words is one of another field that is told, those
+    likeliest to begin come first, and by BIOES and BILOU none goes on behind a word that is likelier to be
+    the last of its field. Words are joined as they are printed: by a space, but where none stands before one.
 
     Args:
         words: As many as tags.
@@ -45,13 +46,52 @@ def field_values(
         sure = sum(float(probability[n, number[tags[n]]]) for n in range(start, stop))
         if field not in best or sure > best[field][0]:
             best[field] = (sure, start, stop)
-    for field in {name[2:] for name in names if name != OUTSIDE} - best.keys():
-        begins = _likely(probability, names, field, "BSU")
-        if len(words) > 0 and float(begins.max()) >= least:
-            start = int(begins.argmax())
-            goes_on = _likely(probability, names, field, "IEL")[start + 1 :] >= least
-            best[field] = (0.0, start, start + 1 + int(goes_on.long().cumprod(dim=0).sum()))
-    return {field: _printed(words, start, stop, glued) for field, (_, start, stop) in sorted(best.items())}
+    found = {field: (start, stop) for field, (_, start, stop) in best.items()}
+    if len(words) > 0:
+        found |= _nearly_marked(probability, names, found, least=least)
+    return {field: _printed(words, start, stop, glued) for field, (start, stop) in sorted(found.items())}
+
+
+def _nearly_marked(
+    probability: Float[Tensor, "words names"],
+    names: Sequence[str],
+    marked: Mapping[str, tuple[int, int]],
+    *,
+    least: float,
+) -> dict[str, tuple[int, int]]:
+    """First word and the one behind the last of each field that no tags mark, where it is likely enough."""
+    free = torch.ones(len(probability), dtype=torch.bool)
+    for start, stop in marked.values():
+        free[start:stop] = False
+    fields = sorted({name[2:] for name in names if name != OUTSIDE} - marked.keys())
+    begins = {field: _likely(probability, names, field, "BSU") for field in fields}
+    found: dict[str, tuple[int, int]] = {}
+    for field in sorted(fields, key=lambda field: -float(begins[field][free].max())) if free.any() else ():
+        begin = begins[field].masked_fill(~free, 0)
+        start = int(begin.argmax())
+        if float(begin[start]) >= least:
+            stop = start + _length(probability[start:], names, field, free[start:], least=least)
+            found[field] = (start, stop)
+            free[start:stop] = False
+    return found
+
+
+def _length(
+    probability: Float[Tensor, "words names"],
+    names: Sequence[str],
+    field: str,
+    free: Bool[Tensor, " words"],
+    *,
+    least: float,
+) -> int:
+    """How many words a field has that begins with the first of these."""
+    kinds = ("B", "SU", "I", "EL")
+    begins, alone, inside, last = (_likely(probability, names, field, letters) for letters in kinds)
+    length, ended = 1, bool(alone[0] > begins[0])
+    while not ended and length < len(free) and free[length] and inside[length] + last[length] >= least:
+        ended = bool(last[length] > inside[length])
+        length += 1
+    return length
 
 
 def _likely(

@@ -24,6 +24,10 @@ class ScaleScores(TextScore):
       that is said counts as positive above 0. Both F1 are weighted by the right classes. Not a number where
       every right value is 0.
 
+    Where one value that is said is not a number, none of them is. For CH-SIMS, whose labels lie in [-1, 1],
+    MMSA has other accuracies (`acc_5`, `acc_3` and `acc_2` with bounds of their own); these here are those of
+    MOSI whatever the scale.
+
     MMSA: Mao et al. 2022, arXiv:2203.12441; its function `__eval_mosi_regression`.
     """
 
@@ -38,7 +42,9 @@ class ScaleScores(TextScore):
             found[name] = float(np.mean(np.equal(*rounded)))
         found |= _binary("has0", said >= 0, right >= 0)
         some = right != 0
-        return found | _binary("non0", said[some] > 0, right[some] > 0)
+        found |= _binary("non0", said[some] > 0, right[some] > 0)
+        # It is on neither side of a bound, and would count as one more wrong answer.
+        return dict.fromkeys(found, math.nan) if np.isnan(said).any() else found
 
 
 def _correlation(said: Numbers, right: Numbers) -> float:

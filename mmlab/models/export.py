@@ -28,11 +28,13 @@ def export_encoder(encoder: Encoder, folder: Path) -> bool:
         folder: Made anew.
 
     Returns:
-        False where the encoder has no format beside mmlab's, or the other half cannot be had; nothing is
-        written then.
+        False where the encoder has no format beside mmlab's, as with a layout, or the other half cannot be
+        had; nothing is written then.
     """
     if not isinstance(encoder, TextEncoder | ImageEncoder | WhisperEncoder):
         return False
+    if isinstance(encoder, TextEncoder) and encoder.layout is not None:
+        return False  # the folder would hold the encoder without it
     try:
         if isinstance(encoder, ImageEncoder):
             timm.models.save_for_hf(encoder.backbone, str(folder), safe_serialization=True)

@@ -11,14 +11,15 @@ from mmlab.metrics.text import TextMetrics, TextScore
 from mmlab.models.word_tagger import WordTagger
 from mmlab.optim import Optimization
 from mmlab.tasks.generative import Answer, beside
-from mmlab.tasks.tagging import TaggingTask, check_tags
+from mmlab.tasks.tagging import TaggingTask, check_tags, took_words
 
 
 class ExtractionTask(TaggingTask):
     """Tags every word of a text, with or without a picture beside it.
 
     The right tags are the references of a sample, one for each word in their order
-    (`data.loading.references: [json.tags]`). A sample without any is not scored.
+    (`data.loading.references: [json.tags]`). A sample without any is not scored; one with more or fewer tags
+    than words is refused, in evaluation as in training.
 
     Args:
         model: It gives as many tags.
@@ -31,7 +32,8 @@ class ExtractionTask(TaggingTask):
         scores: What it is measured by; None: precision, recall and F1 of entities.
 
     Raises:
-        ValueError: A tag is none or there twice, or the model gives more or fewer.
+        ValueError: A tag is none or there twice, the model gives more or fewer, or `constrained` would never
+            let one be told (:func:`~mmlab.tasks.tagging.scheme`).
     """
 
     def __init__(
@@ -60,9 +62,9 @@ class ExtractionTask(TaggingTask):
         answers = self.predict(batch)
         told = beside(answers, batch)
         assert batch.text is not None, "the model has read words"
-        there = batch.text.present.tolist()
+        there, taken = batch.text.present.tolist(), took_words(batch.text)
         for number, (answer, one) in enumerate(zip(answers, told, strict=True)):
-            if there[answer.sample]:
+            if there[answer.sample] or not taken:
                 check_tags(answer.key, one.references, len(one.prediction.split()), self.tags)
             else:  # its text was taken away
                 told[number] = one._replace(prediction=" ".join([OUTSIDE] * len(one.references)))

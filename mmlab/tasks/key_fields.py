@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torchmetrics import Metric
 
 from mmlab.adaptation.policy import Policy
 from mmlab.batch import Batch
+from mmlab.metrics.entities import parts
 from mmlab.metrics.fields import FieldScores, as_text, field_values
 from mmlab.metrics.text import TextMetrics, TextScore
 from mmlab.models.word_tagger import WordTagger
@@ -33,7 +35,7 @@ class KeyFieldTask(TaggingTask):
     It learns from the tags of the words (`data.loading.references: [json.tags]`) and is scored by the right
     values, whole strings. These and the words come from `data.loading.note: json`: an object with `words`,
     `fields` and, where some words follow on others without a space, `glued`, their numbers. A sample without
-    fields is told of, but not scored.
+    fields is told of, but not scored; one with a field that no tag marks is refused.
 
     Args:
         model: It gives as many tags.
@@ -48,7 +50,8 @@ class KeyFieldTask(TaggingTask):
             this probability (see :func:`~mmlab.metrics.fields.field_values`); 1 tells marked ones.
 
     Raises:
-        ValueError: A tag is none or there twice, the model gives more or fewer, or `least` is no probability.
+        ValueError: A tag is none or there twice, the model gives more or fewer, `constrained` would never let
+            one be told (:func:`~mmlab.tasks.tagging.scheme`), or `least` is no probability.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class KeyFieldTask(TaggingTask):
     def references_of(self, batch: Batch, sample: int) -> tuple[str, ...]:
         """The right fields; not the tags, from which it learns."""
         known = read_document(batch, sample).fields
+        check_fields(batch.keys[sample], known, self.tags)
         return (as_text(known),) if known else ()
 
     def predict(self, batch: Batch) -> list[Answer]:
@@ -105,6 +109,18 @@ class KeyFieldTask(TaggingTask):
         words, glued, _ = read_document(batch, told.sample, count=len(told.tags))
         names = list(self.tags)
         return field_values(words, told.tags, told.probability, names, glued=glued, least=self.least)
+
+
+def check_fields(key: str, known: Mapping[str, str], tags: Iterable[str]) -> None:
+    """Raise ValueError for a field with a value that no tag marks: it would count as missed for ever."""
+    types = {parts(tag)[1] for tag in tags} - {""}
+    for name, value in known.items():
+        if value.strip() and name not in types:
+            raise ValueError(
+                f"sample {key!r} has the field {name!r}, but the tags mark "
+                f"{', '.join(sorted(types)) or 'none'}: add tags of it, write it as they do, or leave it out "
+                "of the fields of data.loading.note"
+            )
 
 
 def read_document(batch: Batch, sample: int, *, count: int | None = None) -> Document:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from mmlab.adaptation.policy import Policy
-from mmlab.batch import Batch
+from mmlab.batch import NOBODY, Batch, Input
 from mmlab.metrics.entities import OUTSIDE, parts, spans
 from mmlab.models.crf import TagField, Transitions, best_tags
 from mmlab.models.word_tagger import WordTagger, by_sample
@@ -51,7 +51,8 @@ class TaggingTask(BaseTask):
             an O, or behind another type), not the likeliest tag of each word.
 
     Raises:
-        ValueError: A tag is none or there twice, or the model gives more or fewer.
+        ValueError: A tag is none or there twice, the model gives more or fewer, or `constrained` would never
+            let one be told (:func:`scheme`).
     """
 
     model: WordTagger
@@ -164,6 +165,15 @@ def tag_numbers(
     return right.to(there.device), torch.tensor(has, device=there.device)
 
 
+def took_words(text: Input) -> bool:
+    """Whether words of a batch were taken away from their sample: a row of words stays, and nobody owns it.
+
+    What is in a row that stands for a sample without words begins none.
+    """
+    assert text.target is not None, "the model has read words"
+    return bool(text.target[text.owner == NOBODY].any())
+
+
 def check_tags(key: str, known: Sequence[str], words: int, tags: dict[str, int]) -> None:
     """Raise ValueError unless a sample has no tags at all, or one of the list for each word."""
     if known and len(known) != words:
@@ -179,8 +189,22 @@ def check_tags(key: str, known: Sequence[str], words: int, tags: dict[str, int])
 
 
 def scheme(tags: Sequence[str]) -> Transitions:
-    """0 where a tag may begin a sentence, follow another, or end one, by BIO, BIOES or BILOU."""
+    """0 where a tag may begin a sentence, follow another, or end one, by BIO, BIOES or BILOU.
+
+    Raises:
+        ValueError: A tag stands on no way through a sentence: it could never be told.
+    """
     closed = is_closed(tags)
+    begun, ended = ways(tags)
+    if len(begun & ended) < len(set(tags)):
+        last = "L" if any(parts(tag)[0] in "LU" for tag in tags) else "E"
+        lacking = {f"B-{parts(tag)[1]}" for tag in tags if tag not in begun}
+        lacking |= {f"{last}-{parts(tag)[1]}" for tag in tags if tag not in ended}
+        raise ValueError(
+            f"tags: {', '.join(tag for tag in tags if tag not in begun & ended)} would never be told, as no "
+            "sentence of these tags that keeps to their scheme has one: add "
+            f"{', '.join(sorted(lacking))}, or set model.init_args.constrained to false"
+        )
 
     def score(before: str, after: str) -> float:
         return 0.0 if follows(before, after, closed=closed) else FORBIDDEN
@@ -190,6 +214,16 @@ def scheme(tags: Sequence[str]) -> Transitions:
         torch.tensor([[score(tag, then) for then in tags] for tag in tags]),
         torch.tensor([score(tag, OUTSIDE) for tag in tags]),
     )
+
+
+def ways(tags: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The tags to which some way leads from the beginning of a sentence, and those with one to its end."""
+    closed = is_closed(tags)
+    begun, ended = {OUTSIDE}, {OUTSIDE}
+    for _ in tags:  # no way need be longer
+        begun |= {tag for tag in tags if any(follows(before, tag, closed=closed) for before in begun)}
+        ended |= {tag for tag in tags if any(follows(tag, after, closed=closed) for after in ended)}
+    return begun & set(tags), ended & set(tags)
 
 
 def is_closed(tags: Iterable[str]) -> bool:

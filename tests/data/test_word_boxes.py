@@ -91,9 +91,12 @@ def test_every_token_has_the_box_of_its_word(
 @pytest.mark.parametrize(
     ("boxes", "said"),
     [
-        ([[0, 0, 1, 1]], "another number of boxes than of words"),
-        (None, "another number of boxes than of words"),
-        ([[0, 0, 1, 1], None], "another number of boxes than of words"),
+        ([[0, 0, 1, 1]], "2 words, but 1 boxes"),
+        ([[0, 0, 1, 1]] * 3, "2 words, but 3 boxes"),
+        (None, "2 words, but 0 boxes"),
+        ([[0, 0, 1, 1], None], "boxes has null for a value"),
+        # As many boxes as words, but each a place too early.
+        ([None, [0, 0, 1, 1], [0, 0, 1, 1]], "boxes has null for a value"),
         ([[0, 0, 1, 1], [0, 0, 1]], "a box is not four numbers"),
         ([[0, 0, 1, 1], [0, 0, 1, "1"]], "a box is not four numbers"),
         ([[0, 0, 1, 1], [0, 0, 1, True]], "a box is not four numbers"),

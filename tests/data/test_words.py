@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_language import tiny_tokenizer, wordpiece
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmlab.data.decode import BrokenMember
@@ -95,6 +96,54 @@ def test_no_words_are_no_row(folders: dict[str, str]) -> None:
         assert reader.finds(members(wrong))
         with pytest.raises(BrokenMember, match=r"a word is not a string|too many words"):
             reader.read(members(wrong), None)
+
+
+def test_null_among_words_is_no_word_to_be_left_out(folders: dict[str, str]) -> None:
+    reader = WordReader(folders["wordpiece"])
+    for content in (["a", None, "b"], [None]):
+        assert reader.finds(members(content))
+        with pytest.raises(BrokenMember, match=r"json\.words has null for a value"):
+            reader.read(members(content), None)
+    assert reader.read(members(None), None) == ()
+    assert reader.read({"json": b"{}"}, None) == ()
+    each = WordReader(folders["wordpiece"], field="json.lines.*.word")
+    lines = [{"word": "a"}, {"word": "b"}, {"other": 1}]
+    assert each.words({"json": json.dumps({"lines": lines}).encode()}) == ["a", "b"]
+    lines[1] = {"word": None}
+    with pytest.raises(BrokenMember, match="has null for a value"):
+        each.words({"json": json.dumps({"lines": lines}).encode()})
+
+
+def spaced(*, scheme: str | None) -> PreTrainedTokenizerFast:
+    """In the manner of Llama: a space is `\u2581`, which the tokenizer puts before a text itself."""
+    whole = [f"\u2581{word}" for word in ("hello", "world", "a", "b")]
+    merges = [(word[:n], word[n]) for word in whole for n in range(1, len(word))]
+    pieces = ["<unk>", "\u2581", *"abdehlorw", *dict.fromkeys(a + b for a, b in merges)]
+    backend = Tokenizer(
+        models.BPE({piece: n for n, piece in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True)
+    )
+    if scheme is None:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<unk>")
+
+
+@pytest.mark.parametrize("scheme", [None, "always", "first", "never"])
+def test_a_tokenizer_that_puts_the_space_itself_has_one_of_it(scheme: str | None, tmp_path: Path) -> None:
+    tokenizer = spaced(scheme=scheme)
+    tokenizer.save_pretrained(tmp_path)
+    reader = WordReader(str(tmp_path))
+    reader.prepare()
+    ids = [reader.encode(word) for word in ("hello", "world", "a")]
+    assert [tokenizer.convert_ids_to_tokens(one) for one in ids] == [
+        ["\u2581hello"], ["\u2581world"], ["\u2581a"],
+    ]  # fmt: skip
+    text = "hello world a" if scheme != "never" else " hello world a"
+    assert [token for one in ids for token in one] == tokenizer(text)["input_ids"]
+    assert len(reader.encode("")) == 1
 
 
 def test_rows_are_padded_and_the_reader_travels(folders: dict[str, str]) -> None:

@@ -64,6 +64,14 @@ CASES = [
         for overlay in ("ogm_ge", "gradient_blend")
     ),
     Case("extraction/wnut17", "f1", ("report-test.txt",), "key", ("--trainer.max_epochs", "1")),
+    # As its first lines say.
+    Case(
+        "extraction/wnut17", "f1", ("report-test.txt",), "key",
+        (
+            "--trainer.max_epochs", "1", "--model.init_args.crf", "true",
+            "--model.init_args.optimization.rates", "{head: 5.0, field: 50.0}",
+        ),
+    ),
     Case(
         "extraction/sroie",
         "f1",

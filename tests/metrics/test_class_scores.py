@@ -110,6 +110,10 @@ def test_where_numbers_say_nothing_the_score_is_none() -> None:
     assert math.isnan(found["corr"])
     assert math.isnan(found["acc_2_non0"])
     assert found["acc_2_has0"] == 1
+    # One that is said and is no number is no wrong answer among right ones.
+    broken = ScaleScores()(answers(["1", "-1", "0"], ["nan", "-1", "0"]))
+    assert set(broken) == set(found)
+    assert all(math.isnan(value) for value in broken.values())
     rounded = ScaleScores()(answers(["1", "-1"], ["-0.0708595961", "-0.070859611"]))
     assert math.isnan(rounded["corr"])
 

@@ -29,6 +29,12 @@ def test_spans_by_hand() -> None:
     assert spans(["U-PER", "B-LOC", "L-LOC"]) == {Span("PER", 0, 1), Span("LOC", 1, 3)}
 
 
+@pytest.mark.filterwarnings("ignore:U-PER seems not to be NE tag")
+def test_the_last_letters_of_bilou_are_unknown_to_seqevals_default() -> None:
+    assert spans(["U-PER", "U-PER"]) == {Span("PER", 0, 1), Span("PER", 1, 2)}
+    assert get_entities(["U-PER", "U-PER"]) == [("PER", 0, 1)]
+
+
 @pytest.mark.parametrize("tag", ["X-PER", "B", "B-", "PER", ""])
 def test_a_tag_that_is_none(tag: str) -> None:
     with pytest.raises(ValueError, match="is not O, nor B-, I-, E-, S-, L- or U- and a type: correct it"):
@@ -65,6 +71,11 @@ def test_scores_are_those_of_seqeval(pairs: list[tuple[Sentence, Sentence]]) -> 
         return  # seqeval's report has no rows then
     peer = classification_report(right, said, output_dict=True)
     own = report(answers(pairs))
+    for name, mean in (("macro", own.macro), ("weighted", own.weighted)):
+        row = peer[f"{name} avg"]
+        assert found[f"{name}_f1"] == pytest.approx(row["f1-score"])
+        assert found[f"{name}_f1"] == pytest.approx(f1_score(right, said, average=name))
+        assert mean == pytest.approx((row["precision"], row["recall"], row["f1-score"], row["support"]))
     for name, score in own.types.items():
         if score.support > 0:
             assert found[f"f1/{name}"] == pytest.approx(peer[name]["f1-score"])
@@ -72,6 +83,29 @@ def test_scores_are_those_of_seqeval(pairs: list[tuple[Sentence, Sentence]]) -> 
                 (peer[name]["precision"], peer[name]["recall"])
             )
             assert score.support == peer[name]["support"]
+
+
+def test_means_over_types_by_hand() -> None:
+    right = [["B-PER", "O", "B-LOC"], ["B-LOC", "B-LOC", "O"]]
+    said = [["B-PER", "O", "B-LOC"], ["B-LOC", "O", "O"]]
+    found = EntityScores()(answers(list(zip(right, said, strict=True))))
+    assert found["macro_f1"] == pytest.approx((1 + 0.8) / 2)
+    assert found["weighted_f1"] == pytest.approx((1 + 3 * 0.8) / 4)
+    for name in ("macro", "weighted"):
+        assert found[f"{name}_f1"] == pytest.approx(f1_score(right, said, average=name))
+
+
+def test_sentences_of_one_group_are_drawn_together() -> None:
+    right = [["B-PER", "O", "B-LOC"]] * 12
+    said = [["B-PER", "O", "B-LOC"] if n % 3 else ["O", "B-PER", "O"] for n in range(12)]
+    once = answers(list(zip(right, said, strict=True)))
+    # Each sentence stands there four times: as samples of one group, and as though they were others.
+    known = [one._replace(place=n * 12 + one.place) for n in range(4) for one in once]
+    first, grouped = EntityScores()(once), EntityScores()(known)
+    alone = EntityScores()([one._replace(group=str(one.place)) for one in known])
+    assert grouped["f1"] == alone["f1"] == first["f1"]
+    assert (grouped["f1_low"], grouped["f1_high"]) == pytest.approx((first["f1_low"], first["f1_high"]))
+    assert grouped["f1_high"] - grouped["f1_low"] > 1.5 * (alone["f1_high"] - alone["f1_low"]) > 0
 
 
 def test_a_report_reads_as_seqevals() -> None:

@@ -71,6 +71,47 @@ def test_a_field_that_nothing_marks_has_its_likeliest_words() -> None:
     assert field_values(words, told, probability, names, least=0.5) == {"total": "9"}
 
 
+def test_likeliest_words_are_none_of_another_field() -> None:
+    names = ["O", "B-company", "I-company", "B-date", "I-date"]
+    probability = torch.tensor(
+        [[0.55, 0.44, 0, 0.01, 0], [0.6, 0, 0.39, 0, 0.01], [0, 0, 0.1, 0.9, 0], [0.9, 0, 0.1, 0, 0]]
+    )
+    words = ["ACME", "LTD", "12/10/2018", "TEL"]
+    found = field_values(words, ["O", "O", "B-date", "O"], probability, names, least=0.05)
+    assert found == {"company": "ACME LTD", "date": "12/10/2018"}
+    # Nor does one begin there.
+    names = ["O", "B-date", "B-total"]
+    probability = torch.tensor([[0.9, 0.04, 0.06], [0, 0.9, 0.1]])
+    assert field_values(["x", "9"], ["O", "B-date"], probability, names, least=0.05) == {
+        "date": "9", "total": "x",
+    }  # fmt: skip
+    assert field_values(["x", "9"], ["O", "B-date"], probability, names, least=0.07) == {"date": "9"}
+    assert field_values(["9"], ["B-date"], probability[1:], names, least=0.05) == {"date": "9"}
+    # Of two that nothing marks the likelier has the word, whatever they are called.
+    probability = torch.tensor([[0.7, 0.1, 0.2], [0.9, 0.06, 0.04]])
+    found = field_values(["x", "9"], ["O", "O"], probability, names, least=0.05)
+    assert found == {"date": "9", "total": "x"}
+    assert field_values(["x", "9"], ["O", "O"], probability, names, least=0.07) == {"total": "x"}
+
+
+@pytest.mark.parametrize(("last", "alone"), [("E", "S"), ("L", "U")])
+def test_likeliest_words_end_where_their_scheme_ends(last: str, alone: str) -> None:
+    names = ["O", "B-a", "I-a", f"{last}-a", f"{alone}-a"]
+    words, told = ["A", "B", "C", "D"], ["O"] * 4
+    single = [0.6, 0.1, 0, 0, 0.3]
+    several = [0.6, 0.3, 0, 0, 0.1]
+    inside, ends = [0.6, 0.1, 0.2, 0.1, 0], [0.6, 0, 0.1, 0.3, 0]
+
+    def told_of(*rows: list[float]) -> str:
+        return field_values(words, told, torch.tensor(rows), names, least=0.05)["a"]
+
+    assert told_of(single, ends, inside, inside) == "A"
+    assert told_of(several, ends, inside, inside) == "A B"
+    assert told_of(several, inside, ends, inside) == "A B C"
+    assert told_of(several, inside, inside, inside) == "A B C D"
+    assert told_of(several, inside, [0.98, 0, 0.02, 0, 0], inside) == "A B"
+
+
 def answer(number: int, said: Fields, right: Fields, group: str = "") -> Answered:
     return Answered(number, as_text(said), (as_text(right),), group or str(number))
 

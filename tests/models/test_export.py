@@ -15,6 +15,7 @@ from mmlab.models.encoders.image import ImageEncoder
 from mmlab.models.encoders.signal import SignalEncoder
 from mmlab.models.encoders.text import TextEncoder
 from mmlab.models.export import export_encoder
+from mmlab.models.layout import Layout
 
 pytest_plugins = "tiny_parts"
 
@@ -65,6 +66,12 @@ def test_images(build: Callable[[], ImageEncoder], tmp_path: Path) -> None:
 def test_what_has_no_format_of_its_own_is_left_out(tmp_path: Path) -> None:
     assert not export_encoder(SignalEncoder(2, dim=8), tmp_path / "signal")
     assert not (tmp_path / "signal").exists()
+
+
+def test_a_layout_would_be_lost(tiny_bert: Path, tmp_path: Path) -> None:
+    encoder = moved(TextEncoder(str(tiny_bert), layout=Layout(32)))
+    assert not export_encoder(encoder, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
 
 
 def test_what_would_not_be_read_again_is_left_out(tiny_bert: Path, tmp_path: Path) -> None:

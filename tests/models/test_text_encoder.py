@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
 
 from mmlab.batch import NOBODY, Input
 from mmlab.models.encoders.text import TextEncoder
@@ -66,6 +66,27 @@ def test_dropout_without_a_layer_for_it_is_refused(tiny_llama: Path) -> None:
 def test_a_text_beyond_the_positions_names_the_remedy(tiny_bert: Path) -> None:
     with pytest.raises(ValueError, match=r"a text of 41 tokens.*40 positions: lower max_length"):
         TextEncoder(str(tiny_bert))(ids([41]))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_positions_that_begin_behind_the_padding_token_are_fewer(kind: str, tmp_path: Path) -> None:
+    config, model = {"roberta": (RobertaConfig, RobertaModel), "mpnet": (MPNetConfig, MPNetModel)}[kind]
+    sizes = {
+        "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 34, "pad_token_id": 1,
+    }  # fmt: skip
+    model(config(**sizes)).save_pretrained(tmp_path)
+    encoder = TextEncoder(str(tmp_path)).eval()
+    assert encoder.max_length == 32
+    assert encoder(whole(32)).tokens.isfinite().all()
+    with pytest.raises(ValueError, match=r"a text of 33 tokens.*32 positions: lower max_length"):
+        encoder(whole(33))
+
+
+def whole(tokens: int) -> Input:
+    """A text without a token of padding."""
+    data = torch.arange(tokens)[None] % 40 + 5
+    return Input(data, torch.arange(1), torch.ones(1, dtype=torch.bool), torch.tensor([tokens]))
 
 
 def test_a_row_of_nobody_gives_no_nan(tiny_bert: Path) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_language import wordpiece
 
 from mmlab.adaptation.policy import Policy
@@ -26,14 +23,16 @@ from mmlab.data.parts import Splits
 from mmlab.data.plan import Loading
 from mmlab.data.shards import write_shards
 from mmlab.data.words import WordReader
-from mmlab.models.crf import best_tags
+from mmlab.metrics.entities import EntityScores
+from mmlab.metrics.text import AnswerScores
 from mmlab.models.encoders.encoder import Encoded, Encoder
 from mmlab.models.fusion.tower import FusionTower
 from mmlab.models.word_tagger import WordTagger, by_sample
 from mmlab.optim import Optimization
 from mmlab.parallel.micro_batch import split
 from mmlab.tasks.extraction import ExtractionTask
-from mmlab.tasks.tagging import scheme, tag_numbers
+from mmlab.tasks.key_fields import KeyFieldTask
+from mmlab.tasks.tagging import tag_numbers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*in eval mode"),
@@ -144,42 +143,6 @@ def test_entities_are_learned_and_reported(
     assert text in capsys.readouterr().out
 
 
-SCHEMES = {
-    "BIO": (["O", "B-A", "I-A", "B-B"], {"O": "OB", "B": "OBI", "I": "OBI"}, "OB", "OBI"),
-    "BIOES": (["O", "B-A", "I-A", "E-A", "S-B"], {"O": "OBS", "B": "IE", "I": "IE", "E": "OBS", "S": "OBS"},
-              "OBS", "OES"),
-    "BILOU": (["O", "B-A", "I-A", "L-A", "U-B"], {"O": "OBU", "B": "IL", "I": "IL", "L": "OBU", "U": "OBU"},
-              "OBU", "OLU"),
-}  # fmt: skip
-"""Some tags, which letters may follow which, begin and end."""
-
-
-def keeps_to(name: str, tags: Sequence[str]) -> bool:
-    _, after, begin, end = SCHEMES[name]
-    return (
-        tags[0][0] in begin
-        and tags[-1][0] in end
-        and all(
-            then[0] in after[tag[0]] and (then[0] not in "IEL" or then[1:] == tag[1:])
-            for tag, then in pairwise(tags)
-        )
-    )
-
-
-@settings(max_examples=60)
-@given(name=st.sampled_from(sorted(SCHEMES)), words=st.integers(1, 4), seed=st.integers(0, 10_000))
-def test_what_is_told_is_the_likeliest_that_keeps_to_its_scheme(name: str, words: int, seed: int) -> None:
-    tags = SCHEMES[name][0]
-    logits = torch.randn(words, len(tags), generator=torch.Generator().manual_seed(seed)) * 3
-    told = best_tags(logits[None], torch.ones(1, words, dtype=torch.bool), scheme(tags))[0].tolist()
-    score = {
-        numbers: sum(logits[word, tag].item() for word, tag in enumerate(numbers))
-        for numbers in product(range(len(tags)), repeat=words)
-        if keeps_to(name, [tags[number] for number in numbers])
-    }
-    assert score[tuple(told)] == pytest.approx(max(score.values()), abs=1e-4)
-
-
 def test_right_tags_that_are_never_told_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """I begins an entity by IOB1."""
     batch = replace(pictured(), references=(("O", "I-PER"), ("B-LOC", "O")))
@@ -201,6 +164,19 @@ def test_no_name_begins_in_its_middle(crf: bool, constrained: bool, expected: li
     with torch.no_grad():
         task.model.head.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 0.4]))
     assert [one.tags for one in task.tell(pictured())] == [expected, expected]
+
+
+def test_a_report_of_entities_is_for_scores_of_entities(trainer: Callable[..., L.Trainer]) -> None:
+    fit, report = trainer(max_epochs=1), EntityReport()
+    report.setup(fit, make_task(), "fit")
+    model = WordTagger(Letters(), tags=4)
+    settings = {"optimization": Optimization(torch.optim.AdamW), "adaptation": Policy("full")}
+    fields = KeyFieldTask(model, tags=TAGS, **settings)
+    with pytest.raises(ValueError, match=r"EntityReport is not for KeyFieldTask, which has no scores of ent"):
+        report.setup(fit, fields, "test")
+    report.setup(fit, ExtractionTask(model, tags=TAGS, scores=[EntityScores()], **settings), "test")
+    with pytest.raises(ValueError, match="leave the callback out"):
+        report.setup(fit, ExtractionTask(model, tags=TAGS, scores=[AnswerScores()], **settings), "test")
 
 
 def test_a_row_for_each_part_is_one_sentence(folder: Path) -> None:
@@ -356,6 +332,38 @@ def test_a_sample_without_tags_is_told_of_but_not_scored() -> None:
     assert len(metrics.answered()) == 2
     with pytest.raises(ValueError, match="sample 'b' has 2 words and 1 tags"):
         task.update_metrics(metrics, replace(batch, references=((), ("O",))))
+
+
+def test_tags_of_a_sample_without_words_are_refused_in_evaluation_too() -> None:
+    task, batch = make_task().eval(), pictured()
+    assert batch.text is not None
+    gone = batch.text.without(torch.tensor([True, False]))
+    target = gone.target.masked_fill((gone.owner == NOBODY)[:, None], False)  # as the reader leaves it
+    never = replace(batch, text=replace(gone, target=target))
+    for scored in (task.losses, partial(task.update_metrics, task.make_metrics())):
+        with pytest.raises(ValueError, match="sample 'a' has 0 words and 2 tags"):
+            scored(never)
+    metrics = task.make_metrics()
+    task.update_metrics(metrics, replace(never, references=((), ("B-LOC", "O"))))
+    assert [one.references for one in metrics.answered()] == [(), ("B-LOC O",)]
+    # Words that were taken away count as missed.
+    metrics = task.make_metrics()
+    task.update_metrics(metrics, replace(batch, text=gone))
+    assert [one.references for one in metrics.answered()] == [("O B-PER",), ("B-LOC O",)]
+    assert metrics.answered()[0].prediction == "O O"
+
+
+def test_tags_without_words_come_so_from_shards(folder: Path, tmp_path: Path) -> None:
+    about = [{"words": ["see", "ann"], "tags": ["O", "B-PER"]}, {"words": [], "tags": ["O"]}]
+    samples = ({"__key__": f"k{n}", "json": json.dumps(one).encode()} for n, one in enumerate(about))
+    write_shards(samples, tmp_path, "test")
+    data = make_data(folder)
+    data.splits = Splits(test=str(tmp_path / "test-*.tar"))
+    data.prepare_data()
+    data.setup("test")
+    task = make_task().eval()
+    with pytest.raises(ValueError, match="sample 'k1' has 0 words and 1 tags"):
+        task.update_metrics(task.make_metrics(), next(iter(data.test_dataloader())))
 
 
 def field_task() -> ExtractionTask:

@@ -278,6 +278,18 @@ def test_what_is_told_is_json_beside_the_right_fields(crf: bool) -> None:
     assert task.references_of(replace(batch, notes=(blank, known)), 0) == (as_text({"date": "x"}),)
 
 
+@pytest.mark.parametrize("name", ["TOTAL", "company"])
+def test_a_field_that_no_tags_mark_is_refused(name: str) -> None:
+    task, batch = make_task(looking()).eval(), pages()
+    note = json.dumps({"words": ["x", "y"], "fields": {"total": "x", name: "y"}})
+    said = rf"sample 'b' has the field '{name}', but the tags mark date, total: add tags of it, write it as"
+    with pytest.raises(ValueError, match=said):
+        task.update_metrics(task.make_metrics(), replace(batch, notes=(batch.notes[0], note)))
+    # What has no value is not scored.
+    blank = json.dumps({"words": ["x", "y"], "fields": {"total": "x", name: " ", "date": None}})
+    task.update_metrics(task.make_metrics(), replace(batch, notes=(batch.notes[0], blank)))
+
+
 def test_a_document_whose_text_is_taken_away_has_no_fields() -> None:
     task, batch = make_task(looking()).eval(), pages()
     assert batch.text is not None

@@ -47,7 +47,7 @@ class TextEncoder(Encoder):
         self.name = name
         self.backbone = load_text(name, pretrained=pretrained)
         self.dim = self.backbone.config.hidden_size
-        self.max_length: int | None = getattr(self.backbone.config, "max_position_embeddings", None)
+        self.max_length = _positions(self.backbone)
         if layout is not None and layout.dim != self.backbone.get_input_embeddings().embedding_dim:
             size = self.backbone.get_input_embeddings().embedding_dim
             raise ValueError(f"layout.dim={layout.dim}, but {name!r} reads tokens of size {size}: set it so")
@@ -108,3 +108,17 @@ class TextEncoder(Encoder):
         """Two tokens, at a place where there is a layout."""
         blank = super().example()
         return blank if self.layout is None else replace(blank, box=torch.zeros(*blank.data.shape, 4))
+
+
+def _positions(backbone: nn.Module) -> int | None:
+    """The tokens that a model has positions for; None where nothing tells.
+
+    RoBERTa and its kind count from behind the number of the padding token, so a few at the start are no
+    token's.
+    """
+    for name, module in backbone.named_modules():
+        table = name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
+        if table and module.padding_idx is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    most: int | None = getattr(backbone.config, "max_position_embeddings", None)
+    return most
