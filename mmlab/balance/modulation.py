@@ -65,7 +65,10 @@ class GradientModulation(Balance):
     over the global batch, all that is accumulated for a step. Fusion and head stay as they are.
 
     An optimizer that divides by the size of gradients (Adam, AdamW) undoes a factor that stays the same, and
-    only changes of it matter: the paper trains with SGD.
+    only changes of it matter: the paper trains with SGD. Such an optimizer also makes whole steps of the
+    smallest noise, and would move weights that the batch has not read, such as rows of a table of words:
+    unlike in the authors' program, neither a row of a gradient that is zero throughout gets noise nor a
+    gradient without deviation.
     """
 
     def __init__(self, alpha: float = 0.3, *, noise: bool = True) -> None:
@@ -137,6 +140,10 @@ class GradientModulation(Balance):
 def modulate(gradients: list[Tensor], coefficient: Float[Tensor, ""], *, seed: int) -> None:
     """g <- k g + N(0, std(g) + 1e-8) in place, for each tensor; its deviation is that before.
 
+    Tensors whose deviation is 0 and rows (along the first of several dims) that are 0 get no noise. Not each
+    number that is 0: some, as those of the bias of keys in attention, are 0 but for rounding, which differs
+    with the number of ranks.
+
     Noise depends on the seed and the shapes alone: ranks that hold copies draw the same, and those that hold
     shards (FSDP2) their parts of that, one tensor at a time whole.
 
@@ -154,7 +161,10 @@ def modulate(gradients: list[Tensor], coefficient: Float[Tensor, ""], *, seed: i
                 drawn, gradient.device_mesh, gradient.placements, src_data_rank=None
             ).to_local()
         own = _own(gradient)
-        own.mul_(coefficient.to(own.dtype)).add_(drawn * (spread + 1e-8).to(own.dtype))
+        noise = drawn * torch.where(spread > 0, spread + 1e-8, 0.0).to(own.dtype)
+        if own.ndim > 1:
+            noise.transpose(0, -1).mul_(own.flatten(1).any(dim=1))
+        own.mul_(coefficient.to(own.dtype)).add_(noise)
 
 
 def deviations(tensors: list[Tensor]) -> Float[Tensor, " tensors"]:

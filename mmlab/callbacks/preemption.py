@@ -316,7 +316,8 @@ def _save_weights(trainer: L.Trainer, folder: Path) -> None:
         rank_zero_info("no time is left for a checkpoint: the run goes on from the last one")
     elif trainer.is_global_zero:
         kept: dict[str, Any] = {"state_dict": task.state_dict()}
-        task.on_save_checkpoint(kept)
+        # Not what a leaf adds, which the file does not hold: ranks that are not here may have to agree on it.
+        BaseTask.on_save_checkpoint(task, kept)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"stopped-step{trainer.global_step}.safetensors"
         write_weights(path, Weights(kept["state_dict"], **kept["adaptation"]))

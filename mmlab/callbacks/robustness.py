@@ -23,13 +23,19 @@ from mmlab.callbacks.run_logger import RunLogger
 from mmlab.callbacks.spared import spare_text
 from mmlab.tasks.base import BaseTask
 
+MODELS = ("FusionClassifier", "WordTagger", "RelationClassifier", "Recommender")
+"""Those that go by who owns a row, and are asked of as many samples whatever these lack. By their names: a
+callback knows of a task what its base says."""
+
 
 class RobustnessCurve(Callback):
     """Takes modalities from test samples at random, and writes `robustness.svg` and `robustness.json`.
 
     Each modality of each sample is missing with the same probability, up to a sample that has none. What is
     missing at a share is missing at every higher one, and the draws depend on the sample and the seed only:
-    the curve is the same on any number of ranks.
+    the curve is the same on any number of ranks. It is for models that go by who owns a row (:data:`MODELS`).
+    A language model finds media by their places, and reads them all the same; in retrieval, what lacks a
+    modality is no longer among those to be told apart, which makes it easier.
 
     Args:
         score: Which is drawn, as the table of results names it without `test/`.
@@ -52,6 +58,19 @@ class RobustnessCurve(Callback):
         self.shares = tuple(shares)
         self.seed = seed
         self._metrics: dict[float, Metric] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a task whose samples would not lack what is taken away, before anything runs.
+
+        Raises:
+            ValueError: Its model is none of :data:`MODELS`.
+        """
+        assert isinstance(pl_module, BaseTask)
+        if not any(kind.__name__ in MODELS for kind in type(pl_module.model).__mro__):
+            raise ValueError(
+                f"RobustnessCurve is not for {type(pl_module).__name__}: its model is none of "
+                f"{', '.join(MODELS)}: leave the callback out"
+            )
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure each share apart; where nothing is missing the test itself does."""

@@ -17,7 +17,9 @@ class Clock:
     """Evenly spread moments of a sample, at which every modality that has this clock is read.
 
     Moment t of T is at (t + 1/2) / T of the sample's length. Between two steps of a signal it is linear;
-    before its first and after its last it is that one (`numpy.interp`).
+    before its first and after its last it is that one (`numpy.interp`). Of a signal with more than T steps a
+    moment is the mean over those from t / T to (t + 1) / T, where there are any: between two of them it would
+    say nothing of the others. What is outside of the sample counts for its first or last moment.
     """
 
     times: str
@@ -72,4 +74,11 @@ class Clock:
             raise BrokenMember("times do not ascend")
         tick = (np.arange(self.ticks) + 0.5) / self.ticks * seconds
         columns = [np.interp(tick, middle, column) for column in array.T]
-        return np.stack(columns, axis=1).astype(np.float32)
+        found = np.stack(columns, axis=1)
+        if len(array) > self.ticks:
+            of = np.clip(middle / seconds * self.ticks, 0, self.ticks - 1).astype(np.int64)
+            count = np.bincount(of, minlength=self.ticks)[:, None]
+            total = np.zeros_like(found)
+            np.add.at(total, of, array)
+            found = np.where(count > 0, total / np.maximum(count, 1), found)
+        return found.astype(np.float32)

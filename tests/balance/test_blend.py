@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlab.balance.blend import LEAST_GROWTH, GradientBlend, Measured, blend_weights, scaled
+from mmlab.balance.blend import (
+    FLOOR,
+    LEAST_GROWTH,
+    GradientBlend,
+    Measured,
+    blend_weights,
+    reweighed,
+    scaled,
+)
 from mmlab.batch import Modality
 from mmlab.models.fusion_classifier import Classified
 from mmlab.models.unimodal import Alone
@@ -45,6 +54,34 @@ def test_weights_add_up_to_one(losses: list[tuple[float, float, float, float]]) 
     else:
         assert sum(found) == pytest.approx(1)
         assert min(found) >= 0
+        weights = reweighed([2.0] * len(losses), before, after)
+        assert weights is not None
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) >= FLOOR / len(losses) - 1e-12
+
+
+def test_a_branch_that_gains_nothing_keeps_a_part_of_the_floor() -> None:
+    before, after = [Measured(1, 1)] * 3, [Measured(0.5, 1.2), Measured(0.5, 0.7), Measured(0.5, 0.9)]
+    # G = 0, 0.3, 0.1; O = 0.7, 0.2, 0.4.
+    second, third = 0.3 / 0.2**2, 0.1 / 0.4**2
+    rest = [0, second / (second + third), third / (second + third)]
+    wanted = [0.1 / 3 + 0.9 * weight for weight in rest]
+    assert reweighed([1 / 3] * 3, before, after) == pytest.approx(wanted, rel=1e-12)
+    assert reweighed([1 / 3] * 3, before, [Measured(0.5, 1.2)] * 3) is None
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_branch_without_a_number_keeps_its_share(moment: int) -> None:
+    before, after = [Measured(1, 1)] * 3, [Measured(0.5, 0.9), Measured(0.5, 0.7), Measured(0.5, 0.9)]
+    pairs = [before, list(after)]
+    pairs[moment] = [pairs[moment][0], Measured(0.5, math.nan), pairs[moment][2]]
+    found = reweighed([1.0, 2.0, 1.0], *pairs)
+    others = blend_weights([before[0], before[2]], [after[0], after[2]])
+    assert others is not None
+    wanted = [0.5 * (0.1 / 2 + 0.9 * weight) for weight in others]
+    assert found == pytest.approx([wanted[0], 0.5, wanted[1]], rel=1e-12)
+    nothing = [Measured(math.nan, math.nan)] * 3
+    assert reweighed([1.0, 2.0, 1.0], nothing, after) is None
 
 
 def said(logits: float, *alone: float) -> Classified:
@@ -93,10 +130,31 @@ def test_weights_are_taken_every_so_many_validations() -> None:
     assert blend.weights == pytest.approx([1 / 3] * 3)
     stretch(blend, *second)
     pairs = [[Measured(*one) for one in zip(*part, strict=True)] for part in (first, second)]
-    assert blend.weights == pytest.approx(blend_weights(*pairs), rel=1e-5)
+    assert blend.weights == pytest.approx(reweighed([1 / 3] * 3, *pairs), rel=1e-5)
     assert blend.numbers() == dict(
         zip(("weight/fused", "weight/text", "weight/audio"), blend.weights, strict=True)
     )
+
+
+def test_what_has_no_number_is_named_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    blend = made(every=1)
+    silent = made(every=1)
+    stretch(silent, [1.0, 1.0, 1.0], [1.2, 1.1, 1.0])
+    assert caplog.text == ""
+    for trained, validated in (([1.0] * 3, 1.2), ([0.5, 0.6, 0.7], 1.0), ([0.4, 0.4, 0.4], 0.9)):
+        stretch(blend, trained, [validated, validated / 2, math.nan])
+    assert caplog.text.count("no finite training and validation loss of audio: the weight stays") == 1
+    assert blend.weights[2] == pytest.approx(1 / 3)
+    assert sum(blend.weights) == pytest.approx(1)
+    assert blend.weights[0] != pytest.approx(1 / 3, rel=0.05)
+
+
+def test_a_step_that_is_not_finite_is_not_counted() -> None:
+    blend = made(every=1)
+    blend.losses("x", said(1.0, 2.0, 3.0), criterion)
+    blend.losses("x", said(math.nan, 2.0, math.inf), criterion)
+    # Sums over two samples of each step, and how many they are.
+    assert blend.state_dict()["trained"] == [[2, 2], [8, 4], [6, 2]]
 
 
 def test_what_it_knows_goes_on_from_its_state() -> None:

@@ -108,6 +108,21 @@ def test_noise_depends_on_its_seed_alone() -> None:
     assert not torch.equal(found[0], found[2])
 
 
+def test_what_a_batch_has_not_read_stays_as_it_is() -> None:
+    """AdamW makes whole steps of any gradient, however small."""
+    table, unread = torch.nn.Embedding(6, 4), torch.nn.Parameter(torch.ones(3))
+    before = table.weight.detach().clone()
+    optimizer = torch.optim.AdamW([table.weight, unread], lr=0.1, weight_decay=0.0)
+    (table(torch.tensor([1, 4])).square().sum() + 0 * unread.sum()).backward()
+    gradients = [weight.grad for weight in (table.weight, unread)]
+    once = gradients[0].clone()
+    modulate(gradients, numbers(0.5)[0], seed=7)
+    assert (gradients[0] != 0.5 * once).any(dim=1).tolist() == [row in (1, 4) for row in range(6)]
+    optimizer.step()
+    assert (table.weight == before).all(dim=1).tolist() == [row not in (1, 4) for row in range(6)]
+    assert unread.tolist() == [1.0, 1.0, 1.0]
+
+
 def sharded(names: tuple[str, ...]) -> list[Any]:
     """What two ranks make of shards, or of copies, put together."""
     sizes = (2,) if len(names) == 1 else (2, 1)

@@ -38,20 +38,47 @@ def read(given: dict[str, bytes], channels: int = 1) -> list[list[float]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 9), st.integers(1, 12), st.floats(0.1, 100.0))
-def test_it_is_linear_between_steps(data: st.DataObject, steps: int, ticks: int, seconds: float) -> None:
+def test_it_is_linear_between_steps_or_their_mean(
+    data: st.DataObject, steps: int, ticks: int, seconds: float
+) -> None:
     gaps = data.draw(st.lists(st.floats(0.01, 20.0), min_size=steps, max_size=steps))
     times = np.cumsum(gaps) - gaps[0] * data.draw(st.floats(0, 2))
     array = np.random.default_rng(steps).normal(size=(steps, 3)).astype(np.float32)
     found = Clock("t", ticks=ticks, seconds="s").resample(array, times[:, None], seconds)
     moments = (np.arange(ticks) + 0.5) / ticks * seconds
     expected = np.stack([np.interp(moments, times, array[:, c].astype(np.float64)) for c in range(3)], axis=1)
+    for tick in range(ticks if steps > ticks else 0):
+        first, last = tick == 0, tick == ticks - 1
+        within = [
+            array[step].astype(np.float64)
+            for step, time in enumerate(times)
+            if (first or time / seconds * ticks >= tick) and (last or time / seconds * ticks < tick + 1)
+        ]
+        if within:
+            expected[tick] = np.mean(within, axis=0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_signal_is_all_there() -> None:
+    """A burst changes the moment that it falls in, wherever it stands; where nothing happens nothing does."""
+    times = np.array([0.1, 0.2, 0.9, 1.9, 2.0, 3.9, 6.5, 6.6, 8.0])
+    rest = np.full((9, 1), 0.1, dtype=np.float32)
+    quiet = CLOCK.resample(rest, times[:, None], 8.0)
+    np.testing.assert_array_equal(quiet, np.full((4, 1), 0.1, dtype=np.float32))
+    for step, tick in enumerate((0, 0, 0, 0, 1, 1, 3, 3, 3)):
+        burst = rest.copy()
+        burst[step] = 5.0
+        found = CLOCK.resample(burst, times[:, None], 8.0)
+        assert found[tick, 0] > 1
+        # No step falls in the third moment: it stands between 3.9 and 6.5 seconds.
+        assert [n for n in range(4) if n != 2 and found[n, 0] != quiet[n, 0]] == [tick]
 
 
 def test_two_modalities_stand_at_the_same_moments() -> None:
     """Words at 0.5 s and 7.5 s, a voice that rises with time: each tick has what was there."""
     words = read(members([[0.0], [1.0]], [[0.0, 1.0], [7.0, 8.0]]))
-    voice = read(members(np.arange(16)[:, None] / 2, np.arange(16) / 2))
+    times = np.arange(16) / 2 + 0.25
+    voice = read(members(times[:, None], times))
     assert words == pytest.approx(np.array([[0.5], [2.5], [4.5], [6.5]]) / 7)
     assert voice == pytest.approx(np.array([[1.0], [3.0], [5.0], [7.0]]))
     # So many tokens as ticks: the fusion leaves them where they are.

@@ -10,15 +10,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 from sharded_runs import Fit, Record, classifying, run
 
+from mmlab import collectives
 from mmlab.balance.balance import Balance
 from mmlab.balance.blend import GradientBlend
 from mmlab.balance.modulation import GradientModulation
+from mmlab.batch import Modality
+from mmlab.callbacks.preemption import _save_weights
+from mmlab.models.fusion_classifier import Classified
+from mmlab.models.unimodal import Alone
+from mmlab.objectives.loss import mean_of
 from mmlab.parallel.execution import Execution
+from mmlab.runs.checkpoint import read_weights
 from mmlab.tasks.answer_list import AnswerListTask
 
 pytestmark = [
@@ -127,3 +136,39 @@ def test_a_run_of_two_ranks_goes_on_where_it_was(
         for branch in ("fused", "image", "signal"):
             name = f"train/balance/weight/{branch}"
             assert record.logged[name] == pytest.approx(whole.logged[name], rel=1e-3)
+
+
+def saved_again(steps: int) -> list[list[float]]:
+    """Sums of a rank that goes on from others', and saves after some steps."""
+    blend = GradientBlend(every=1)
+    blend.modalities = (Modality.TEXT, Modality.AUDIO)
+    blend.start()
+    sums = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    blend.load_state_dict({"weights": [0.2, 0.3, 0.5], "before": None, "validations": 1, "trained": sums})
+    there = torch.ones(2, dtype=torch.bool)
+    for _ in range(steps):
+        alone = Alone(torch.full((2, 2, 1), 2.0), torch.ones(2, 2, dtype=torch.bool))
+        said = Classified(torch.ones(2, 1), there, torch.arange(2), alone)
+        blend.losses("x", said, lambda x, counts: mean_of(x[:, 0] * counts, counts.float(), torch.arange(2)))
+    trained: list[list[float]] = blend.state_dict()["trained"]
+    return trained
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_two_ranks_save_between_resuming_and_the_first_step(ranks: Any, steps: int) -> None:
+    wanted = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    if steps:  # two samples of each rank, of losses 1, 2 and 2
+        wanted = [[5.0, 6.0], [11.0, 8.0], [13.0, 10.0]]
+    for found in ranks(saved_again, steps):
+        assert found == wanted
+
+
+def test_weights_are_saved_without_the_other_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank does it alone: anything that it asked of others would never come."""
+    task = make("blend")
+    trainer = Mock(spec=L.Trainer, lightning_module=task, strategy=None, is_global_zero=True, global_step=3)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)  # and no group of processes
+    with pytest.raises(AssertionError):
+        task.on_save_checkpoint({"state_dict": {}})
+    _save_weights(trainer, tmp_path)
+    assert read_weights(tmp_path / "stopped-step3.safetensors").state.keys() == task.state_dict().keys()

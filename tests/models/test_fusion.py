@@ -94,7 +94,7 @@ def outer(
 
 
 @pytest.mark.parametrize(
-    "kind", ["product", "concatenation", "equal", "learned", "gated", "tensor", "low_rank"]
+    "kind", ["product", "concatenation", "equal", "learned", "fixed", "gated", "tensor", "low_rank"]
 )
 def test_against_the_formula_in_float64(kind: str) -> None:
     fusion = make(kind)

@@ -1,10 +1,11 @@
-"""Fusions that keep tokens: graphs, clocks, alignments and who meets whom, against slow, plain versions."""
+"""Fusions that keep tokens: clocks, alignments and who meets whom, against slow, plain versions."""
 
 from __future__ import annotations
 
 from itertools import product
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from fused import encoded, make
@@ -18,7 +19,8 @@ from mmlab.models.encoders.transformer_layer import TransformerLayer
 from mmlab.models.fusion.alignment import AlignmentFusion, ClockFusion, monotonic, resample
 from mmlab.models.fusion.bottleneck import BottleneckFusion
 from mmlab.models.fusion.crossmodal import CrossmodalFusion
-from mmlab.models.fusion.graph import GraphFusion, GraphLayer, Near, near, place_of
+from mmlab.models.fusion.graph import GraphFusion, Near, place_of
+from mmlab.models.fusion.missing import Substitution
 from mmlab.models.fusion.tensor import LowRankTensorFusion, TensorFusion
 from mmlab.models.fusion.transformer import TransformerFusion
 from mmlab.models.fusion.weighted_sum import WeightedSumFusion
@@ -54,110 +56,9 @@ def test_a_context_is_what_pytorch_attends_to() -> None:
     torch.testing.assert_close(layer(tokens, mask[:, None, None], context=seen), wanted, rtol=1e-5, atol=1e-5)
 
 
-def by_loops(layer: GraphLayer, nodes: Tensor, edge: Tensor, relation: Tensor) -> Tensor:
-    """The formula for one sample, node by node and head by head."""
-    read = layer.attention_norm(nodes)
-    query, key, value = (part(read) for part in (layer.query, layer.key, layer.value))
-    heads = layer.num_heads
-    heard = torch.zeros_like(nodes).unflatten(1, (heads, -1))
-    for i, head in product(range(len(nodes)), range(heads)):
-        listened = [j for j in range(len(nodes)) if edge[i, j]]
-        scores = []
-        for j in listened:
-            seen = key[j] + layer.relation.weight[relation[i, j]]
-            if layer.score is None:
-                asked, seen = (part.unflatten(0, (heads, -1))[head] for part in (query[i], seen))
-                scores.append(asked @ seen / len(asked) ** 0.5)
-            else:
-                pair = (query[i] + seen).unflatten(0, (heads, -1))[head]
-                scores.append(torch.nn.functional.leaky_relu(pair, 0.2) @ layer.score[head])
-        if layer.keep is not None:
-            best = sorted(range(len(scores)), key=lambda n: -float(scores[n].detach()))[: layer.keep]
-            listened, scores = [listened[n] for n in best], [scores[n] for n in best]
-        weights = torch.stack(scores).softmax(dim=0)
-        heard[i, head] = sum(
-            w * value[j].unflatten(0, (heads, -1))[head] for w, j in zip(weights, listened, strict=True)
-        )
-    nodes = nodes + layer.out(heard.flatten(1))
-    return nodes + layer.narrow(torch.nn.functional.gelu(layer.widen(layer.feedforward_norm(nodes))))
-
-
-@pytest.mark.parametrize("score", ["additive", "product"])
-@pytest.mark.parametrize("keep", [None, 2])
-def test_graph_attention_against_loops(keep: int | None, score: Any) -> None:
-    torch.manual_seed(0)
-    layer = GraphLayer(8, num_heads=2, relations=4, keep=keep, score=score).double()
-    torch.nn.init.normal_(layer.relation.weight)
-    nodes = torch.randn(2, 5, 8, dtype=torch.float64)
-    edge = (torch.rand(2, 5, 5) < 0.5) | torch.eye(5, dtype=torch.bool)
-    relation = torch.randint(0, 4, (5, 5))
-    found = layer(nodes, edge, relation)
-    for sample in range(2):
-        torch.testing.assert_close(found[sample], by_loops(layer, nodes[sample], edge[sample], relation))
-
-
-def test_a_node_hears_its_edges_only() -> None:
-    """With edges within modalities, what another modality says changes nothing."""
-    torch.manual_seed(0)
-    given = {
-        TEXT: Encoded(torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool)),
-        SIGNAL: Encoded(torch.randn(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)),
-    }
-    other = given | {SIGNAL: Encoded(torch.randn(1, 2, 3), given[SIGNAL].mask)}
-    for edges, same in (("within", True), ("all", False), ("between", False)):
-        fusion = GraphFusion({"text": 4, "signal": 3}, dim=8, edges=edges)  # type: ignore[arg-type]
-        assert torch.equal(fusion(given).tokens[:, :3], fusion(other).tokens[:, :3]) == same
-
-
-def test_what_is_near_does_not_depend_on_the_batch() -> None:
-    """Padding to a number that is a square makes no picture of a sequence."""
-    torch.manual_seed(0)
-    fusion = GraphFusion({"image": 3}, dim=8, near=Near(0.2))
-    tokens = torch.randn(1, 9, 3)
-    alone = fusion({IMAGE: Encoded(tokens, torch.ones(1, 9, dtype=torch.bool))}).tokens
-    for width in (12, 16):
-        padded = torch.cat([tokens, torch.zeros(1, width - 9, 3)], dim=1)
-        found = fusion({IMAGE: Encoded(padded, torch.arange(width)[None] < 9)}).tokens
-        torch.testing.assert_close(found[:, :9], alone)
-
-
-def test_a_node_keeps_as_many_edges_as_it_may_where_scores_are_equal() -> None:
-    torch.manual_seed(0)
-    layer = GraphLayer(8, num_heads=2, relations=1, keep=2)
-    same = torch.randn(1, 1, 8).expand(1, 5, 8).clone()
-    edge, relation = torch.ones(1, 5, 5, dtype=torch.bool), torch.zeros(5, 5, dtype=torch.int64)
-    heard = torch.autograd.functional.jacobian(lambda x: layer(x, edge, relation)[0, 0].sum(), same)[0]
-    assert 1 <= (heard.abs().sum(dim=1) > 1e-6).sum() <= 4  # itself, and two for each head; of 5
-
-
-def test_nodes_of_one_kind_can_change_places() -> None:
-    """A graph has no order: objects that are listed otherwise give the same, listed so."""
-    torch.manual_seed(0)
-    fusion = GraphFusion({"signal": 3}, dim=8)
-    objects, turn = torch.randn(2, 5, 3), torch.tensor([3, 0, 4, 1, 2])
-    mask = torch.ones(2, 5, dtype=torch.bool)
-    found, turned = (fusion({SIGNAL: Encoded(x, mask)}).tokens for x in (objects, objects[:, turn]))
-    torch.testing.assert_close(turned, found[:, turn])
-
-
-def test_near_is_beside_in_pictures_and_in_time() -> None:
-    whole = torch.ones(1, 9, dtype=torch.bool)
-    picture = place_of(whole, (3, 3))
-    assert picture[0, 5].tolist() == pytest.approx([0.5, 5 / 6])
-    assert torch.equal(place_of(torch.ones(1, 18, dtype=torch.bool), (3, 3))[:, 9:], picture)  # two pictures
-    steps = place_of(torch.tensor([[True, True, True, False]]), None)
-    assert steps[0, :3, 0].tolist() == pytest.approx([1 / 6, 1 / 2, 5 / 6])
-    edge = near([picture, steps[:, :3]], reach=0.34)[0]
-    assert edge[4, :9].all()  # the middle of the picture
-    assert edge[0, :9].nonzero().flatten().tolist() == [0, 1, 3, 4]
-    assert edge[9, 9:].tolist() == [True, True, False]
-    assert edge[0, 9:].all()
-    assert torch.equal(edge, edge.T)
-
-
 @settings(max_examples=30, deadline=None)
 @given(counts=st.lists(st.integers(0, 6), min_size=1, max_size=4), ticks=st.integers(1, 9))
-def test_a_clock_is_linear_interpolation(counts: list[int], ticks: int) -> None:
+def test_a_clock_is_linear_interpolation_or_means(counts: list[int], ticks: int) -> None:
     mask = torch.arange(max(1, *counts)) < torch.tensor(counts)[:, None]
     generator = torch.Generator().manual_seed(len(counts))
     tokens = torch.randn(*mask.shape, 3, generator=generator)
@@ -168,6 +69,9 @@ def test_a_clock_is_linear_interpolation(counts: list[int], ticks: int) -> None:
             wanted = torch.nn.functional.interpolate(
                 tokens[sample, :count].T[None], size=ticks, mode="linear", align_corners=False
             )[0].T
+        if count > ticks:
+            stretches = [(tick * count // ticks, -(-(tick + 1) * count // ticks)) for tick in range(ticks)]
+            wanted = torch.stack([tokens[sample, a:b].mean(dim=0) for a, b in stretches])
         torch.testing.assert_close(found[sample], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -176,6 +80,20 @@ def test_a_clock_passes_over_gaps() -> None:
     tokens = torch.tensor([[[1.0], [9.0], [3.0]]])
     mask = torch.tensor([[True, False, True]])
     assert resample(Encoded(tokens, mask), 2)[0, :, 0].tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("ticks", [1, 3, 4])
+def test_a_clock_leaves_no_token_of_a_long_signal_out(ticks: int) -> None:
+    """Of 21 tokens, lines between two of them at each tick would show 8 at most."""
+    mask = (torch.arange(24) < torch.tensor([[22], [3], [0]])) & (torch.arange(24) != 5)
+    tokens = torch.full((3, 24, 1), torch.nan).masked_fill(mask[:, :, None], 3.0).requires_grad_()
+    found = resample(Encoded(tokens, mask), ticks)
+    torch.testing.assert_close(found, torch.tensor([3.0, 3.0, 0.0])[:, None, None].expand(-1, ticks, -1))
+    resample(Encoded(tokens, mask), ticks)[0].sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.isfinite().all()
+    assert torch.equal(tokens.grad[0, :, 0] > 0, mask[0])
+    assert (tokens.grad[1:] == 0).all()
 
 
 def all_assignments(score: Tensor, anchors: list[int], steps: list[int]) -> Tensor:
@@ -267,26 +185,29 @@ def test_modalities_meet_in_the_bottleneck_only() -> None:
     torch.testing.assert_close(fusion(alone).tokens, fusion.norm(bottleneck))
 
 
-def test_a_target_takes_the_mean_of_what_its_sources_say() -> None:
+@pytest.mark.parametrize("there", [(IMAGE, TEXT, SIGNAL), (IMAGE, TEXT), (TEXT, SIGNAL), (TEXT,)])
+def test_a_target_takes_the_mean_of_what_its_sources_say(there: tuple[Modality, ...]) -> None:
+    """Of those that the sample has; where it has none, the target stays as it is."""
     fusion, given = make("crossmodal"), encoded()
     assert isinstance(fusion, CrossmodalFusion)
     sample = {
-        m: Encoded(e.tokens[:1, : int(e.mask[0].sum())], e.mask[:1, : int(e.mask[0].sum())])
+        m: Encoded(e.tokens[:1, : int(e.mask[0].sum())], e.mask[:1, : int(e.mask[0].sum())] & (m in there))
         for m, e in given.items()
     }
     parts = fusion.space(sample)
     wanted = []
-    for target in (IMAGE, TEXT, SIGNAL):
+    for target in there:
         looked = []
-        for source in (IMAGE, TEXT, SIGNAL):
+        for source in there:
             if source is not target:
                 tokens = parts[target].tokens
                 for layer in fusion.cross[f"{target}_from_{source}"]:  # type: ignore[union-attr]
                     tokens = layer(tokens, parts[source].mask[:, None, None], context=parts[source].tokens)
                 looked.append(tokens)
-        mean = torch.stack(looked).mean(dim=0)
+        mean = torch.stack(looked).mean(dim=0) if looked else parts[target].tokens
         wanted.append(fusion.own[target.value](mean, parts[target].mask[:, None, None]))
-    torch.testing.assert_close(fusion(sample).tokens, fusion.norm(torch.cat(wanted, dim=1)))
+    found = fusion(sample)
+    torch.testing.assert_close(found.tokens[:, found.mask[0]], fusion.norm(torch.cat(wanted, dim=1)))
 
 
 def test_sizes_that_do_not_fit() -> None:
@@ -319,3 +240,27 @@ def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="num_layers=0, bottlenecks=4: each must be 1 at least"):
         BottleneckFusion({"text": 4}, dim=8, num_layers=0)
     assert ClockFusion({"text": 4}, dim=8, ticks=5)({TEXT: encoded()[TEXT]}).tokens.shape == (4, 5, 8)
+
+
+def test_settings_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # types are checked in the tests only
+    dims: dict[str, int] = {"text": 4, "image": 4}
+    for kind in (CrossmodalFusion, TransformerFusion, GraphFusion):
+        with pytest.raises(ValueError, match="num_layers=0: it must be 1 at least"):
+            kind(dims, dim=8, num_layers=0)
+    with pytest.raises(ValueError, match="factor=0: it must be at least 1"):
+        TensorFusion(dims, dim=8, factor=0)
+    wrong: Any = "gate"
+    with pytest.raises(ValueError, match="weights='gate': set it to one of equal, learned, gated"):
+        WeightedSumFusion(dims, dim=8, weights=wrong)
+    with pytest.raises(ValueError, match="score='gate': set it to one of additive, product"):
+        GraphFusion(dims, dim=8, score=wrong)
+    with pytest.raises(ValueError, match="edges='gate': set it to one of all, within, between"):
+        GraphFusion(dims, dim=8, edges=wrong)
+    with pytest.raises(ValueError, match="kind='gate': set it to one of learned, zero, mean"):
+        Substitution(dims, kind=wrong)
+    for reach in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"near.reach={reach}: it must be above 0; leave near out"):
+            Near(reach)
+    with pytest.raises(ValueError, match=r"near.grid=\(3, 0\): a map of tokens has one row and one column"):
+        Near(grid=(3, 0))

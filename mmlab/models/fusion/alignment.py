@@ -14,15 +14,17 @@ from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.fusion.concatenation import ConcatenationFusion
 from mmlab.models.fusion.fusion import Fusion
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty
+from mmlab.models.pooling import SegmentPooling
 
 
 class ClockFusion(ConcatenationFusion):
     """Resamples every modality to the same ticks, and fuses what stands at each.
 
     z_t = gelu(W [norm(x_1(t)); norm(x_2(t)); ...] + b), where x_m(t) is linear between the tokens of the
-    modality, which are spread evenly over the sample (:func:`resample`), as steps with times are once they
-    have been read by a :class:`~mmlab.data.clock.Clock` of as many ticks. In the place of a modality that a
-    sample lacks stands a learned vector, zeros at the start. The result has a token for each tick.
+    modality, or their mean over a tick where they are more than ticks. They are spread evenly over the sample
+    (:func:`resample`), as steps with times are once they have been read by a
+    :class:`~mmlab.data.clock.Clock` of as many ticks. In the place of a modality that a sample lacks stands a
+    learned vector, zeros at the start. The result has a token for each tick.
     """
 
     def __init__(self, dims: dict[str, int], *, dim: int, ticks: int = 16, dropout: float = 0.0) -> None:
@@ -99,7 +101,8 @@ def resample(encoded: Encoded, ticks: int) -> Float[Tensor, "samples ticks dim"]
     """Tokens of each sample at evenly spread moments, linear between them; zeros where it has none.
 
     Token i of n stands at (i + 1/2) / n, tick t of T at (t + 1/2) / T; before the first and after the last it
-    is that one (`torch.nn.functional.interpolate` with `align_corners=False`).
+    is that one (`torch.nn.functional.interpolate` with `align_corners=False`). Where n > T it is the mean
+    over the tick's stretch (:class:`~mmlab.models.pooling.SegmentPooling`): lines would leave tokens out.
     """
     tokens = encoded.tokens.float().masked_fill(~encoded.mask[:, :, None], 0)
     # Valid tokens first: those of several rows of a sample may have gaps between them.
@@ -114,7 +117,11 @@ def resample(encoded: Encoded, ticks: int) -> Float[Tensor, "samples ticks dim"]
     first, second = (
         tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2])) for index in (low, high)
     )
-    return first + share * (second - first)
+    lines = first + share * (second - first)
+    if encoded.mask.shape[1] <= ticks:
+        return lines
+    means = SegmentPooling(ticks)(never_empty(encoded)).unflatten(1, (ticks, -1))
+    return torch.where((count > ticks)[:, :, None], means, lines)
 
 
 def monotonic(

@@ -10,7 +10,7 @@ from torch import nn
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.encoders.transformer_layer import TransformerLayer
-from mmlab.models.fusion.fusion import Fusion, check_heads, has_tokens
+from mmlab.models.fusion.fusion import Fusion, check_heads, check_layers, has_tokens
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
 
 
@@ -19,8 +19,10 @@ class CrossmodalFusion(Fusion):
 
     For a target m and each source n, layers whose queries are the tokens of m and whose keys and values are
     those of n (arXiv:1906.00295, eq. 3 to 5); then their mean over the sources that a sample has, and a layer
-    in which the tokens of m see each other. Where it has none, m stays as it is. The paper puts the sources
-    side by side instead of taking the mean. The result is the tokens of all targets.
+    in which the tokens of m see each other. Where it has none, m stays as it is. The result is the tokens of
+    all targets. The paper (section 3) puts the sources side by side instead of taking the mean, and has
+    temporal convolutions before and sinusoidal position embeddings on the tokens: here the order of tokens is
+    what the encoders say of it.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class CrossmodalFusion(Fusion):
             dropout: Probability in the layers.
 
         Raises:
-            ValueError: One modality only; `num_heads` does not divide `dim`.
+            ValueError: One modality only; `num_heads` does not divide `dim`; no layer.
         """
         super().__init__(dims, dim=dim)
         check_heads(dim, num_heads)
+        check_layers(num_layers)
         if len(self.dims) < 2:
             raise ValueError(
                 f"CrossmodalFusion: dims={dims}: one modality has no other to look at; name two or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -61,6 +61,18 @@ def mean_token(encoded: Encoded) -> Float[Tensor, "samples dim"]:
     valid = encoded.mask[:, :, None]
     tokens = encoded.tokens.float().masked_fill(~valid, 0)
     return tokens.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+def check_layers(num_layers: int) -> None:
+    """Raise ValueError unless there is a layer."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers={num_layers}: it must be 1 at least")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless a setting is one of those there are."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: set it to one of {', '.join(choices)}")
 
 
 def check_heads(dim: int, num_heads: int) -> None:

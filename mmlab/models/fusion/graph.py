@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.fusion.fusion import Fusion, check_heads
+from mmlab.models.fusion.fusion import Fusion, check_choice, check_heads, check_layers
 from mmlab.models.fusion.shared_space import SharedSpace, never_empty, put_together
 
 Edges = Literal["all", "within", "between"]
@@ -29,7 +29,14 @@ class Near:
     """How far apart they may be, as a share of the picture's side or the length of a sequence."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the tokens of a picture, row by row; None: they are steps of a sequence, as those
-    of other modalities."""
+    of other modalities. The pictures of a sample come as one row of tokens, and nothing says where one
+    ends: a grid whose cells divide the tokens of a picture is taken for that of several smaller ones."""
+
+    def __post_init__(self) -> None:
+        if not self.reach > 0:
+            raise ValueError(f"near.reach={self.reach}: it must be above 0; leave near out to keep all edges")
+        if self.grid is not None and min(self.grid) < 1:
+            raise ValueError(f"near.grid={self.grid}: a map of tokens has one row and one column at least")
 
 
 class GraphFusion(Fusion):
@@ -68,10 +75,14 @@ class GraphFusion(Fusion):
             num_heads: Attention heads; they divide `dim`.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`, or `keep` is below 1.
+            ValueError: `num_heads` does not divide `dim`, `keep` is below 1, there is no layer, or edges or
+                scores are of no kind that there is.
         """
         super().__init__(dims, dim=dim)
         check_heads(dim, num_heads)
+        check_layers(num_layers)
+        check_choice("edges", edges, get_args(Edges))
+        check_choice("score", score, get_args(Score))
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: every node listens to one other at least")
         self.edges: Edges = edges
@@ -202,7 +213,7 @@ def place_of(
     Several pictures of a sample lie over each other; steps are spread evenly over the sample.
 
     Raises:
-        ValueError: The tokens of a picture are not as many as the grid has cells.
+        ValueError: The tokens of a sample are not those of whole grids: see :attr:`Near.grid`.
     """
     order = mask.long().cumsum(dim=1) - 1
     if grid is None:

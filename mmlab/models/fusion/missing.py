@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmlab import collectives
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.fusion.fusion import has_tokens
+from mmlab.models.fusion.fusion import check_choice, has_tokens
 from mmlab.models.network import FollowsSteps
 
 Standing = Literal["learned", "zero", "mean"]
@@ -59,8 +59,12 @@ class Substitution(nn.Module, FollowsSteps):
         Args:
             dims: Size of the tokens of each modality, by its name.
             kind: Which it is.
+
+        Raises:
+            ValueError: `kind` is none of these.
         """
         super().__init__()
+        check_choice("kind", kind, get_args(Standing))
         self.dims = dims
         self.kind = kind
         if kind == "learned":

@@ -56,9 +56,11 @@ class TensorFusion(Fusion):
             dropout: Probability on the product.
 
         Raises:
-            ValueError: The product would have more than four million entries.
+            ValueError: `factor` below 1, or the product would have more than four million entries.
         """
         super().__init__(dims, dim=dim)
+        if factor < 1:
+            raise ValueError(f"factor={factor}: it must be at least 1")
         size = (factor + 1) ** len(self.dims)
         if size > _LARGEST:
             raise ValueError(

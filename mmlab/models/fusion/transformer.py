@@ -10,7 +10,7 @@ from torch import nn
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
 from mmlab.models.encoders.transformer_layer import TransformerLayer
-from mmlab.models.fusion.fusion import Fusion, check_heads
+from mmlab.models.fusion.fusion import Fusion, check_heads, check_layers
 from mmlab.models.fusion.shared_space import SharedSpace, put_together
 
 
@@ -35,10 +35,11 @@ class TransformerFusion(Fusion):
             dropout: Probability in the layers.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`.
+            ValueError: `num_heads` does not divide `dim`; no layer.
         """
         super().__init__(dims, dim=dim)
         check_heads(dim, num_heads)
+        check_layers(num_layers)
         self.space = SharedSpace(self.dims, dim=dim)
         self.summary = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.layers = nn.ModuleList(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmlab.batch import Modality
 from mmlab.models.encoders.encoder import Encoded
-from mmlab.models.fusion.fusion import Fusion, has_tokens, mean_token
+from mmlab.models.fusion.fusion import Fusion, check_choice, has_tokens, mean_token
 
 Weights = Literal["equal", "learned", "gated"]
 
@@ -44,7 +44,7 @@ class WeightedSumFusion(Fusion):
             dropout: Probability on the result.
 
         Raises:
-            ValueError: Given weights are not one above 0 for each modality.
+            ValueError: Given weights are not one above 0 for each modality, or come from nowhere.
         """
         super().__init__(dims, dim=dim)
         logs = None
@@ -52,6 +52,8 @@ class WeightedSumFusion(Fusion):
             if set(weights) != set(dims) or not all(0 < w < math.inf for w in weights.values()):
                 raise ValueError(f"weights={weights}: give one above 0 for each of {', '.join(dims)}")
             logs = torch.tensor([math.log(weights[m.value]) for m in self.dims])
+        else:
+            check_choice("weights", weights, get_args(Weights))
         self.fixed: Tensor | None
         self.register_buffer("fixed", logs, persistent=False)
         self.weights = weights
