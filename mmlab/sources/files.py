@@ -70,10 +70,17 @@ class ReleasedFiles(ABC):
 
     def find(self, end: str) -> str | None:
         """The file whose name ends so, in whole parts (`train/1.png`), nearest to the top, or None."""
+        return next(self._ending(end), None)
+
+    def find_all(self, end: str) -> list[str]:
+        """All files whose names end so and that are as near to the top as the nearest."""
+        found = list(self._ending(end))
+        return [name for name in found if name.count("/") == found[0].count("/")]
+
+    def _ending(self, end: str) -> Iterator[str]:
         for name in self._by_last.get(end.rpartition("/")[2], ()):
             if name == end or name.endswith(f"/{end}"):
-                return name
-        return None
+                yield name
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -156,12 +163,15 @@ class ReleasedFiles(ABC):
             raise ValueError(f"{place} in {self.path} is not as released: {what}.") from error
 
     def digest(self, names: Iterable[str]) -> str:
-        """Twelve hexadecimal digits that differ where some files, or number and size of the media do."""
+        """Twelve hexadecimal digits that differ where some files, or names and sizes of the media do.
+
+        Media are not read: hours of sound would be. Of some releases their names are the labels.
+        """
         summed = hashlib.sha256()
         for name in sorted(names):
             summed.update(hashlib.sha256(self.read(name)).digest())
-        media = [name for name in self.names if name.lower().endswith(MEDIA)]
-        summed.update(b"%d %d" % (len(media), sum(map(self._size, media))))
+        for name in sorted(name for name in self.names if name.lower().endswith(MEDIA)):
+            summed.update(f"{name} {self._size(name)}\n".encode("utf-8", "surrogateescape"))
         return summed.hexdigest()[:12]
 
     def _size(self, name: str) -> int:

@@ -61,6 +61,8 @@ class Written(NamedTuple):
     """Samples, media, captions, questions, turns; empty if nothing was written."""
     left_out: Mapping[str, int]
     """Items by the reason why they became no sample."""
+    broken: int
+    """Pictures and sounds that could not be read, of samples that are without them."""
 
 
 class _Medium(NamedTuple):
@@ -85,13 +87,16 @@ def write_items(
     """
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
+    broken = 0
     ordered = sorted(items, key=lambda item: (_hash("/".join(item.media) or item.key), _hash(item.key)))
     load = lru_cache(_RECENT)(partial(_load, files, max_side))
 
     def samples(show: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        nonlocal broken
         known, keys = set(), set()
-        for done, (item, media) in enumerate(_ahead(partial(_read, load), ordered), start=1):
+        for done, (item, media, lost) in enumerate(_ahead(partial(_read, load), ordered), start=1):
             show(done)
+            broken += lost
             if isinstance(media, str) or item.key in known:
                 left_out[media if isinstance(media, str) else "identifier repeated"] += 1
                 continue
@@ -111,7 +116,7 @@ def write_items(
         first = next(written, None)
         if first is not None:
             write_shards(chain([first], written), folder, split)
-    return Written(counts, left_out)
+    return Written(counts, left_out, broken)
 
 
 def _load(files: ReleasedFiles, max_side: int | None, end: str) -> _Medium | str:
@@ -130,17 +135,18 @@ def _load(files: ReleasedFiles, max_side: int | None, end: str) -> _Medium | str
     return _Medium(picture.extension, picture.data)
 
 
-def _read(load: Callable[[str], _Medium | str], item: Item) -> tuple[Item, dict[str, bytes] | str]:
-    """The item with its media by extension, or with the reason why one cannot be had."""
-    members = {}
+def _read(load: Callable[[str], _Medium | str], item: Item) -> tuple[Item, dict[str, bytes] | str, int]:
+    """The item with its media by extension, or why one cannot be had; how many it does without are broken."""
+    members, broken = {}, 0
     for place, end in enumerate(item.media):
         medium = load(end)
         if isinstance(medium, str):
             if item.needs_media:
-                return item, medium
+                return item, medium, 0
+            broken += medium == BROKEN
             continue
         members[medium.extension if len(item.media) == 1 else f"{place}.{medium.extension}"] = medium.data
-    return item, members
+    return item, members, broken
 
 
 def _ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:

@@ -92,7 +92,8 @@ class Released(Source):
         """
         raise ValueError(
             f"{self.name} is not prepared yet, and mmlab does not fetch it. {self.release}\n"
-            f"Then: `mmlab data prepare {self.name} --from FOLDER`."
+            "Then name its folder once: --data.source.init_args.from_file FOLDER, or prepare it by "
+            f"`mmlab data prepare {self.name} --from FOLDER` with the settings that the config has."
         )
 
     def require(self, files: ReleasedFiles, wanted: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
@@ -103,16 +104,21 @@ class Released(Source):
             wanted: End of the name, or several of which one will do, by what the file is for.
 
         Raises:
-            ValueError: Some are missing.
+            ValueError: Some are missing, or there more than once.
         """
         found, missing = {}, []
         for role, ends in wanted.items():
             choice = (ends,) if isinstance(ends, str) else ends
-            name = next((name for end in choice if (name := files.find(end)) is not None), None)
-            if name is None:
-                missing.append(" or ".join(choice))
+            names = next((names for end in choice if (names := files.find_all(end))), [])
+            if len(names) > 1:
+                raise ValueError(
+                    f"{files.path} holds several releases or copies ({names[0]}, {names[1]}): name the "
+                    "folder of one."
+                )
+            if names:
+                found[role] = names[0]
             else:
-                found[role] = name
+                missing.append(" or ".join(choice))
         if missing:
             raise self.refusal(files, ", ".join(missing))
         return found
@@ -165,8 +171,16 @@ class Released(Source):
                 splits[name] = {**written.counts, "left_out": dict(written.left_out)}
                 for reason, number in written.left_out.items():
                     print(f"left out of {name}: {number} of {len(items)}: {reason}", file=sys.stderr)
+                if written.broken:
+                    splits[name]["broken"] = written.broken
+                    what = "pictures or sounds are broken, and their samples are without them"
+                    print(f"{written.broken} {what} in {name}", file=sys.stderr)
                 lost = written.left_out.get(MISSING, 0) + written.left_out.get(BROKEN, 0)
                 self._check_lost(files, name, items, lost)
+            elif name in annotations:
+                raise ValueError(f"{annotations[name]} in {files.path} has no sample: fetch it again.")
+            else:
+                print(f"no sample is of {name}", file=sys.stderr)
         for reason, number in contents.left_out.items():
             print(f"left out: {number}: {reason}", file=sys.stderr)
         if not splits:

@@ -54,3 +54,11 @@ def test_an_item_lacks_what_one_of_its_pictures_lacks(tmp_path: Path) -> None:
     assert written.left_out == {"file broken": 2, "file missing": 1}
     members = read_shards(tmp_path / "out", "test")["whole"]
     assert members == {"0.jpg": picture(1), "1.ogg": b"sound", "json": b"{}"}
+
+
+def test_broken_pictures_of_samples_that_need_none_are_counted(tmp_path: Path) -> None:
+    files = {"1.jpg": picture(1), "2.jpg": picture(2)[:50]}
+    items = [Item(f"k{n}", {}, (f"{n}.jpg",), needs_media=False) for n in (1, 2, 3)]
+    with open_release(write_release(tmp_path / "in", files)) as release:
+        written = write_items(items, release, tmp_path / "out", split="test", max_side=512)
+    assert (written.counts["samples"], written.left_out, written.broken) == (3, {}, 1)

@@ -57,7 +57,7 @@ def test_a_missing_or_broken_picture_loses_no_sample(tmp_path: Path) -> None:
     folder = prepared(tmp_path, release(lines(pair(0), pair(1), pair(2)), **pictures))
     samples = read_shards(folder, "train")
     assert [set(samples[f"train-{n}"]) for n in (1, 2, 3)] == [{"json"}, {"json", "jpg"}, {"json"}]
-    assert note(folder)["splits"]["train"] == {"samples": 3, "media": 1, "left_out": {}}
+    assert note(folder)["splits"]["train"] == {"samples": 3, "media": 1, "left_out": {}, "broken": 1}
     assert note(folder)["splits"]["test"]["samples"] == 1
 
 

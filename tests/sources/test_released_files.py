@@ -12,6 +12,7 @@ from releases import write_release
 
 from mmlab.sources.files import open_release
 from mmlab.sources.mosi import Mosi
+from mmlab.sources.wnut17 import Wnut17
 
 FILES = {
     "set/train/1.png": b"one",
@@ -22,6 +23,7 @@ FILES = {
     ".DS_Store": b"x",
     "__MACOSX/set/train/1.png": b"x",
 }
+WNUT = dict.fromkeys(("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"), "one\tO\n")
 
 
 def as_zip(folder: Path, path: Path) -> Path:
@@ -70,6 +72,8 @@ def test_the_digest_tells_other_annotations_and_other_numbers_of_pictures(tmp_pa
     assert first == digest("same", {"set/lines.txt": "other", "set/more.txt": "x"})
     assert first != digest("annotation", {"set/notes.json": '{"a": [2]}'})
     assert first != digest("pictures", {"set/train/2.png": b"x"})
+    labels = [digest(name, {f"set/{name}.wav": b"same"}) for name in ("happy", "angry")]
+    assert labels[0] != labels[1], "of some releases names are the labels"
     (tmp_path / "first" / "set" / "train" / "gone.png").symlink_to(tmp_path / "nowhere")
     assert first != digest("first", {})  # counted, and nothing else
     assert first != digest("longer", {"set/train/1.png": b"longer than it was"})
@@ -153,6 +157,29 @@ def test_a_picture_above_the_limit_is_not_read(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"1\.png in .* has 1099511627776 bytes, more than"),
     ):
         files.read("1.png")
+
+
+def test_of_two_releases_in_one_folder_none_is_taken(tmp_path: Path) -> None:
+    both = {f"{name}/{file}": content for name in ("one", "two") for file, content in WNUT.items()}
+    release = write_release(tmp_path / "both", both)
+    with pytest.raises(ValueError, match=r"several releases or copies \(one/.*, two/.*\): name"):
+        Wnut17(from_file=release, out=tmp_path / "out").prepare()
+    copy = write_release(tmp_path / "nested", {**WNUT, **both})
+    assert Wnut17(from_file=copy, out=tmp_path / "out").prepare() == tmp_path / "out", (
+        "the nearest to the top"
+    )
+
+
+@pytest.mark.parametrize("split", sorted(WNUT))
+def test_a_split_that_is_empty_is_refused(split: str, tmp_path: Path) -> None:
+    release = write_release(tmp_path / "in", {**WNUT, split: "\n"})
+    with pytest.raises(ValueError, match=f"{split} in .* has no sample: fetch it again"):
+        Wnut17(from_file=release, out=tmp_path / "out").prepare()
+
+
+def test_what_is_not_prepared_yet_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folder once: --data\.source\.init_args\.from_file FOLDER"):
+        Wnut17(out=tmp_path / "nothing").prepare()
 
 
 def test_what_a_folder_holds_instead(tmp_path: Path) -> None:
