@@ -35,6 +35,10 @@ _PILLOW_ERRORS = (
 _SAMPLING_RATES = range(1_000, 768_001)
 _MAX_VALUES = 2**27
 """Steps x channels of sound decoded at once: 512 MiB."""
+_UNKNOWN_SIZE = 0x7FFF_F000
+"""Who writes a wav into a pipe cannot know its size: writers put this, or more, in its place."""
+_MAX_CHUNKS = 1000
+"""Of a wav, before its sound. Files have about five; a hostile one could have millions of empty ones."""
 
 _T = TypeVar("_T")
 
@@ -205,8 +209,11 @@ def decode_sound(
         The waveform in [-1, 1], at least one step.
 
     Raises:
-        BrokenMember: `cannot decode`, `empty sound`, `sound too long`, `values not finite`.
+        BrokenMember: `cannot decode`, `empty sound`, `sound cut off` (of a wav), `sound too long`,
+            `values not finite`.
     """
+    if _is_cut_off(data):
+        raise BrokenMember("sound cut off")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             steps, rate = file.frames, file.samplerate
@@ -234,6 +241,22 @@ def decode_sound(
         raise BrokenMember("empty sound")
     clipped: np.ndarray = np.clip(wave, -1.0, 1.0)
     return clipped
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a wav ends before its sound does; libsndfile reads what is there, and says nothing."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return False
+    at = 12
+    for _ in range(_MAX_CHUNKS):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if name == b"data":
+            return len(data) - at < size < _UNKNOWN_SIZE
+        at += size + size % 2  # a chunk of odd size is followed by a byte of zeros
+        if at >= len(data):
+            break
+    return False
 
 
 def sound_seconds(data: bytes) -> float:

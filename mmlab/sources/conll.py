@@ -37,7 +37,8 @@ def sentences(
         heading: Whether a line is no word but stands before a sentence.
 
     Raises:
-        ValueError: A line has more or fewer columns, or a tag that is none; the message says which line.
+        ValueError: A line has more or fewer columns, or a tag that is none, or no word; the message says
+            which line.
     """
     number, title = 0, ""
     words: list[str] = []
@@ -55,6 +56,8 @@ def sentences(
                 cells = line.rstrip().split("\t" if "\t" in line else " ")
                 if len(cells) != columns:
                     raise ValueError(f"{len(cells)} columns instead of {columns}")
+                if not cells[0]:
+                    raise ValueError("no word before its tag")
                 if cells[-1] not in tags:
                     raise ValueError(f"{cells[-1]!r} is none of its tags")
             words.append(cells[0])

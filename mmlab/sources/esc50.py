@@ -14,7 +14,7 @@ from mmlab.sources.released import Contents, Released
 
 _COLUMNS = ("filename", "fold", "category", "esc10", "src_file")
 """Those that are read, of seven."""
-_ESC10 = {"True": True, "False": False}
+_ESC10 = {"true": True, "false": False}
 
 
 class Esc50(Released):
@@ -63,24 +63,41 @@ class Esc50(Released):
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """A row of the table is a clip."""
         name = annotations["clips"]
-        reader = csv.DictReader(io.StringIO(files.text(name), newline=""))
-        with files.naming(name):
-            if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
-                raise ValueError(f"no column {', '.join(missing)}")
         items = []
-        for number, row in enumerate(reader, start=2):
-            with files.naming(name, number):
+        for line, row in _rows(files, name):
+            with files.naming(name, line):
                 items.append(_item(row))
         if self.only_esc10:
             items = [item for item in items if item.about["esc10"]]
         return Contents(by_fold(items, test=self.test_fold, val=self.val, path=files.path))
 
 
+def _rows(files: ReleasedFiles, name: str) -> list[tuple[int, dict[str, str]]]:
+    """The rows of the table with the numbers of their lines.
+
+    Raises:
+        ValueError: It is no table, or lacks columns.
+    """
+    reader = csv.DictReader(io.StringIO(files.text(name), newline=""), strict=True)
+    with files.naming(name):
+        try:
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.reader.line_num}: {error}") from error
+        if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
+            raise ValueError(f"no column {', '.join(missing)}")
+    return rows
+
+
 def _item(row: Mapping[str, str]) -> Item:
+    if None in row or None in row.values():  # what csv.DictReader says of too many or too few cells
+        raise ValueError("more or fewer columns than the heading has")
     file, fold, category, esc10, recording = (row[column].strip() for column in _COLUMNS)
     clip = file.removesuffix(".wav")
+    if not fold.isdecimal() or esc10.lower() not in _ESC10:
+        raise ValueError(f"fold is {fold!r} and esc10 {esc10!r}: a number, and True or False")
     about = {
         "label": category.replace("_", " "), "audio_id": clip, "fold": int(fold), "recording": recording,
-        "esc10": _ESC10[esc10], "group": recording,
+        "esc10": _ESC10[esc10.lower()], "group": recording,
     }  # fmt: skip
     return Item(key=clip, about=about, media=(f"audio/{file}",))

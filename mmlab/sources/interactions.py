@@ -95,6 +95,7 @@ def interaction_items(
     *,
     history: int,
     new_users: bool,
+    remedy: str,
 ) -> Contents:
     """Samples of train, val and test.
 
@@ -109,15 +110,14 @@ def interaction_items(
         offered: All there is, by its identifier.
         history: Of a training sample, at most.
         new_users: Whether to keep users of whom no split before says anything.
+        remedy: What to do where the splits are of no use, in words, for messages.
 
     Raises:
         ValueError: A split has nothing to learn from, or nobody to tell anything.
     """
     if not parts[TRAIN]:
         whole = sum(map(len, parts.values()))
-        raise ValueError(
-            f"none of {whole} interactions is left to learn from: divide them otherwise (`division`, shares)"
-        )
+        raise ValueError(f"none of {whole} interactions is left to learn from: {remedy}")
     item_number = {item: number for number, item in enumerate(offered)}
     users = dict.fromkeys(one.user for part in parts.values() for one in part)
     user_number = {user: number for number, user in enumerate(users)}
@@ -148,7 +148,7 @@ def interaction_items(
         if len(splits[split]) == len(offered):
             raise ValueError(
                 f"{split} has no user to tell anything: of its {len(wanted)} users none has a history. "
-                "Divide otherwise (`division`, larger shares), or keep new users (`new_users: true`)"
+                f"Keep new users (`new_users: true`), or {remedy}"
             )
         for user, items in wanted.items():
             chosen[user] += items

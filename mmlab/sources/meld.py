@@ -78,11 +78,16 @@ class Meld(Released):
         """A row of the tables is an utterance. Those with wrong labels stay in the history of others."""
         tables = {split: _table(files, name) for split, name in annotations.items()}
         left_out: Counter[str] = Counter()
-        splits = {split: self._items(split, rows, left_out) for split, rows in tables.items()}
+        splits = {
+            split: self._items(split, (row for _, row in rows), left_out) for split, rows in tables.items()
+        }
         total = sum(map(len, tables.values()))
         if left_out.total() > _LIMIT * total:
             found = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-            raise ValueError(f"{files.path} is not as released: of {total} rows, {found}.\n{self.release}")
+            odd = _first_odd(tables, annotations)
+            raise ValueError(
+                f"{files.path} is not as released: of {total} rows, {found}{odd}.\n{self.release}"
+            )
         return Contents(splits, left_out)
 
     def _items(self, split: str, rows: Iterable[Mapping[str, str]], left_out: Counter[str]) -> list[Item]:
@@ -99,7 +104,7 @@ class Meld(Released):
         for dialogue in dialogues.values():
             before: deque[str] = deque(maxlen=self.history)
             for _, said in sorted(dialogue.items()):
-                if said.emotion in _EMOTIONS and said.sentiment in _SENTIMENTS:
+                if _odd_label(said) is None:
                     items.append(_item(split, said, before))
                 else:
                     left_out["have a label that MELD does not have"] += 1
@@ -107,8 +112,12 @@ class Meld(Released):
         return items
 
 
-def _table(files: ReleasedFiles, name: str) -> list[dict[str, str]]:
-    """The rows of a table, by column.
+_Table = list[tuple[int, dict[str, str]]]
+"""Rows by column, with the numbers of their lines."""
+
+
+def _table(files: ReleasedFiles, name: str) -> _Table:
+    """The rows of a table.
 
     Raises:
         ValueError: It is no table, or lacks columns.
@@ -121,7 +130,7 @@ def _table(files: ReleasedFiles, name: str) -> list[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(text.translate(_WINDOWS), newline=""), restval="", strict=True)
     with files.naming(name):
         try:
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
         except csv.Error as error:
             raise ValueError(f"line {reader.reader.line_num}: {error}") from error
         if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
@@ -140,6 +149,23 @@ def _said(row: Mapping[str, str]) -> _Said | str:
     except ValueError:
         return "lack their place in a dialogue"
     return _Said(dialogue_id, utterance_id, speaker, utterance, emotion.lower(), sentiment.lower())
+
+
+def _odd_label(said: _Said) -> str | None:
+    """The label that MELD does not have, if there is one."""
+    if said.emotion not in _EMOTIONS:
+        return said.emotion
+    return None if said.sentiment in _SENTIMENTS else said.sentiment
+
+
+def _first_odd(tables: Mapping[str, _Table], names: Mapping[str, str]) -> str:
+    """Where the first label stands that MELD does not have, in brackets; empty if there is none."""
+    for split, rows in tables.items():
+        for line, row in rows:
+            said = _said(row)
+            if isinstance(said, _Said) and (label := _odd_label(said)) is not None:
+                return f" (the first such label is {label!r}: {names[split]}, line {line})"
+    return ""
 
 
 def _item(split: str, said: _Said, before: Sequence[str]) -> Item:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import tokenize
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,8 @@ from mmlab.sources.split import TRAIN
 _SPLITS = {"0": TRAIN, "1": "val", "2": "test"}
 _COLUMNS = ("userID", "itemID", "x_label")
 _FEATURES = {"text": "text_feat.npy", "image": "image_feat.npy"}
+_ITEMS_PER_LINE, _LEAST_ITEMS = 10, 1000
+"""Without features, item numbers stay below 10 for each line of the table and 1,000: each becomes samples."""
 
 
 class MmRec(Released):
@@ -79,8 +83,8 @@ class MmRec(Released):
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """Columns by name, parted by tabs; row i of the features is of item i."""
         name = annotations["interactions"]
-        parts, again = _once(_interactions(files, name))
         tables = {kind: _features(files, annotations[kind]) for kind in _FEATURES if kind in annotations}
+        parts, again = _once(_interactions(files, name, bounded=not tables))
         known = max((int(one.item) for part in parts.values() for one in part), default=-1) + 1
         for kind, table in tables.items():
             if len(table) < known:
@@ -95,14 +99,25 @@ class MmRec(Released):
             )
             for number in range(items)
         }
-        contents = interaction_items(parts, offered, history=self.history, new_users=self.new_users)
+        contents = interaction_items(
+            parts,
+            offered,
+            history=self.history,
+            new_users=self.new_users,
+            remedy=f"correct the column x_label of {name} (0 is train, 1 val, 2 test)",
+        )
         left_out = {"interactions that were there before": again} if again else {}
         return contents._replace(left_out={**left_out, **contents.left_out})
 
 
-def _interactions(files: ReleasedFiles, name: str) -> dict[str, list[Interaction]]:
-    """By split, in the order of time where the table has it, else as they stand there."""
+def _interactions(files: ReleasedFiles, name: str, *, bounded: bool) -> dict[str, list[Interaction]]:
+    """By split, in the order of time where the table has it, else as they stand there.
+
+    Where no features say how many items there are, the largest number does; `bounded` then refuses one that
+    is far above the number of lines, since val and test have a sample for every item up to it.
+    """
     lines = files.lines(name)
+    limit = _LEAST_ITEMS + _ITEMS_PER_LINE * len(lines)
     heading = [cell.partition(":")[0] for cell in lines[0].split("\t")] if lines else []
     with files.naming(name, 1):
         missing = [column for column in _COLUMNS if column not in heading]
@@ -121,7 +136,14 @@ def _interactions(files: ReleasedFiles, name: str) -> dict[str, list[Interaction
                 raise ValueError(f"x_label is {part!r}: 0 (train), 1 (val) or 2 (test)")
             if int(user) < 0 or int(item) < 0:
                 raise ValueError("users and items are numbers from 0")
+            if bounded and int(item) >= limit:
+                raise ValueError(
+                    f"item {item}, but items are numbered from 0 without gaps: {limit} or more in a table "
+                    f"of {len(lines)} lines is none"
+                )
             time = float(place) if when is None else float(cells[when])
+            if not math.isfinite(time):
+                raise ValueError(f"the timestamp {cells[when or 0]} is not finite")
             found[_SPLITS[part]].append(Interaction(str(int(user)), str(int(item)), time))
     return {split: sorted(found[split], key=lambda one: one.time) for split in _SPLITS.values()}
 
@@ -143,17 +165,35 @@ def _once(parts: Mapping[str, list[Interaction]]) -> tuple[dict[str, list[Intera
 
 
 def _features(files: ReleasedFiles, name: str) -> Shaped[np.ndarray, "items dim"]:
-    """A table of numbers."""
+    """A table of numbers, as float32."""
+    content = files.read(name)
     with files.naming(name):
-        try:
-            table: np.ndarray = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
-        except EOFError as error:
-            raise ValueError("an empty file") from error
-        if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
-            raise ValueError(
-                f"an array of {table.dtype} and shape {table.shape} instead of [items, features]"
-            )
+        file = io.BytesIO(content)
+        shape, dtype = _header(file)
+        if len(shape) != 2 or min(shape) < 1 or dtype.kind not in "iuf":
+            raise ValueError(f"an array of {dtype} and shape {shape} instead of [items, features]")
+        # Before memory is asked for: a damaged header may announce any size.
+        wanted, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
+        if wanted != there:
+            raise ValueError(f"{there} bytes instead of the {wanted} of {dtype} and shape {shape}")
+        loaded: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            table: np.ndarray = loaded.astype(np.float32, copy=False)
         bad = ~np.isfinite(table).all(axis=1)
         if bad.any():
-            raise ValueError(f"row {int(bad.argmax())} has a number that is not finite")
+            raise ValueError(f"row {int(bad.argmax())} has a number that is not finite in float32")
     return table
+
+
+def _header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in a file of numpy's format; the file then stands at its numbers."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"numpy's format in version {version}: save it again by numpy.save")
+    old = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    try:
+        shape, _, dtype = read(file)
+    except (SyntaxError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(f"no header of numpy's format ({error})") from error
+    return shape, dtype

@@ -79,7 +79,7 @@ class Mnre(Released):
         splits, total = {}, 0
         for split, name in annotations.items():
             pairs = files.parse_lines(name, _pair)
-            fitting = [pair for pair in pairs if _fits(pair, "head") and _fits(pair, "tail")]
+            fitting = [pair for pair in pairs if _fits(pair)]
             if astray := len(pairs) - len(fitting):
                 left_out["have an entity that is not among their words"] += astray
             total += len(pairs)
@@ -88,7 +88,11 @@ class Mnre(Released):
             ]
         if left_out.total() > _LIMIT * total:
             found = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-            raise ValueError(f"{files.path} is not as released: of {total} lines, {found}.\n{self.release}")
+            first = _first_astray(files, annotations)
+            raise ValueError(
+                f"{files.path} is not as released: of {total} lines, {found} (the first: {first}).\n"
+                f"{self.release}"
+            )
         return Contents(splits, left_out)
 
 
@@ -128,10 +132,20 @@ def _parse(line: str) -> Any:
         raise ValueError(f"no object ({error})") from error
 
 
-def _fits(pair: Mapping[str, Any], end: str) -> bool:
-    """Whether an entity is one or several of the words."""
-    place: list[int] = pair[end]
-    return len(place) == 2 and 0 <= place[0] < place[1] <= len(pair["words"])
+def _fits(pair: Mapping[str, Any]) -> bool:
+    """Whether either entity is one or several of the words."""
+    places: list[list[int]] = [pair["head"], pair["tail"]]
+    return all(len(at) == 2 and 0 <= at[0] < at[1] <= len(pair["words"]) for at in places)
+
+
+def _first_astray(files: ReleasedFiles, names: Mapping[str, str]) -> str:
+    """File and line of the first pair with an entity that is not among its words."""
+    return next(
+        f"{name}, line {number}"
+        for name in names.values()
+        for number, line in enumerate(files.lines(name), start=1)
+        if line.strip() and not _fits(_pair(line))
+    )
 
 
 def _item(files: ReleasedFiles, split: str, number: int, pair: Mapping[str, Any]) -> Item:

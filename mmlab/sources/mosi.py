@@ -100,6 +100,8 @@ def _utterances(
             )
     for number, row in enumerate(rows):
         with files.naming(annotations[f"{part} rows"], number + 1):
+            if not row[0].isdecimal() or int(row[0]) >= len(said):
+                raise ValueError(f"{row[0]!r} is no line of transcripts.csv, from 0 to {len(said) - 1}")
             one = said[int(row[0])]
         for name in _WIDTHS:
             label = tables[name][number][1]
@@ -111,8 +113,17 @@ def _utterances(
 
 
 def _table(files: ReleasedFiles, name: str, columns: int) -> list[list[str]]:
-    """The rows of a table."""
-    rows = list(csv.reader(io.StringIO(files.text(name), newline="")))
+    """The rows of a table, without blank ones at its end."""
+    reader = csv.reader(io.StringIO(files.text(name), newline=""), strict=True)
+    rows = []
+    with files.naming(name):
+        try:
+            for row in reader:
+                rows.append(row)
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+    while rows and not rows[-1]:
+        rows.pop()
     for number, row in enumerate(rows, start=1):
         with files.naming(name, number):
             if len(row) != columns:

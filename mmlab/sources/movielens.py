@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmlab.sources.files import ReleasedFiles
 from mmlab.sources.interactions import Division, Interaction, Offered, divide, interaction_items
 from mmlab.sources.released import Contents, Released
 
-_RATINGS = {"ratings.csv": 4, "ratings.dat": 4}
+_RATINGS = ("ratings.csv", "ratings.dat")
+_RATING = ("userId", "movieId", "rating", "timestamp")
+_FILM = ("movieId", "title", "genres")
+"""Headings of the tables in CSV, and the order of their cells; `.dat` has no heading."""
 _FILMS = {"ratings.csv": "movies.csv", "ratings.dat": "movies.dat"}
 
 
@@ -73,13 +76,13 @@ class MovieLens(Released):
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
         """Ratings, and films in the same form."""
-        found = self.require(files, {"ratings": list(_RATINGS)})
+        found = self.require(files, {"ratings": _RATINGS})
         return found | self.require(files, {"films": _FILMS[found["ratings"].rpartition("/")[2]]})
 
     def read(self, files: ReleasedFiles, annotations: Mapping[str, str]) -> Contents:
         """Ratings are `user, film, rating, seconds since 1970`, films `number, title, genres`."""
         films = {}
-        for place, (film, title, genres) in _rows(files, annotations["films"], 3):
+        for place, (film, title, genres) in _rows(files, annotations["films"], _FILM):
             with files.naming(annotations["films"], place):
                 if film in films:
                     raise ValueError(f"film {film} is there twice")
@@ -87,7 +90,7 @@ class MovieLens(Released):
             text = f"{title}. {', '.join(kinds)}" if kinds else title
             films[film] = Offered({"title": title, "genres": kinds, "text": text})
         liked = []
-        for place, (user, film, rating, time) in _rows(files, annotations["ratings"], 4):
+        for place, (user, film, rating, time) in _rows(files, annotations["ratings"], _RATING):
             with files.naming(annotations["ratings"], place):
                 if film not in films:
                     raise ValueError(f"film {film} is not in {annotations['films']}")
@@ -105,6 +108,7 @@ class MovieLens(Released):
             films,
             history=self.history,
             new_users=self.new_users,
+            remedy="divide otherwise (`division`, other shares)",
         )
 
 
@@ -116,30 +120,40 @@ def check_division(val: float, test: float, history: int) -> None:
         raise ValueError(f"history={history}: a number of films, 0 or more")
 
 
-def _rows(files: ReleasedFiles, name: str, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table with the number of their line: CSV with a heading, or cells parted by `::`."""
-    for place, row in _cells(files, name):
+def _rows(files: ReleasedFiles, name: str, heading: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table with the number of their line: CSV with its heading, or cells parted by `::`."""
+    empty = True
+    for place, row in _cells(files, name, heading):
+        empty = False
         with files.naming(name, place):
-            if len(row) != columns:
-                raise ValueError(f"{len(row)} columns instead of {columns}")
+            if len(row) != len(heading):
+                raise ValueError(f"{len(row)} columns instead of {len(heading)}")
         yield place, row
+    if empty:
+        raise ValueError(f"{name} in {files.path} has no rows: fetch it again.")
 
 
-def _cells(files: ReleasedFiles, name: str) -> Iterator[tuple[int, list[str]]]:
+def _cells(files: ReleasedFiles, name: str, heading: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, without the heading, which must be the one that is given; none is blank."""
     if name.endswith(".dat"):
         content = files.read(name)
         try:
-            text = content.decode("utf-8")  # of ml-10m
+            text = content.decode("utf-8-sig")  # of ml-10m
         except UnicodeDecodeError:
             text = content.decode("latin-1")  # of ml-1m
-        for place, line in enumerate(text.rstrip().split("\n"), start=1):
-            yield place, line.rstrip("\r").split("::")
+        for place, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield place, line.rstrip("\r").split("::")
         return
     table = csv.reader(io.StringIO(files.text(name), newline=""), strict=True)
     try:
-        next(table, None)
+        first = next(table, None)
+        with files.naming(name, 1):
+            if first is not None and first != list(heading):
+                raise ValueError(f"{','.join(first)[:60]!r} instead of the heading {','.join(heading)}")
         for row in table:
-            yield table.line_num, row
+            if row:
+                yield table.line_num, row
     except csv.Error as error:
         raise ValueError(
             f"{name}, line {table.line_num}, in {files.path} is not as released: {error}."

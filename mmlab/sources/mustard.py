@@ -13,6 +13,7 @@ from mmlab.sources.released import Contents, Released
 from mmlab.sources.split import TRAIN, split
 
 _LABELS = {True: "sarcastic", False: "sincere"}
+_FIELDS = ("utterance", "speaker", "context", "context_speakers", "show", "sarcasm")
 _SOUNDS = ("wav", "flac", "ogg", "mp3")
 
 
@@ -93,7 +94,12 @@ def _utterances(content: Any) -> dict[str, dict[str, Any]]:
 
 
 def _about(key: str, fields: Any) -> dict[str, Any]:
+    missing = [name for name in _FIELDS if not isinstance(fields, dict) or name not in fields]
+    if missing:
+        raise ValueError(f"{key} has no field {', '.join(missing)}; it is an object of {', '.join(_FIELDS)}")
     lines, speakers = fields["context"], fields["context_speakers"]
+    if not isinstance(lines, list) or not isinstance(speakers, list):
+        raise ValueError(f"{key} has no lists as context and context_speakers; they may be empty")
     texts = [fields["utterance"], fields["speaker"], fields["show"], *lines, *speakers]
     if not all(isinstance(text, str) for text in texts) or len(lines) != len(speakers):
         raise ValueError(f"{key} has lines that are no text, or lines without their speakers")
@@ -101,6 +107,8 @@ def _about(key: str, fields: Any) -> dict[str, Any]:
         raise ValueError(f"{key} has a label that is not true or false")
     history = [f"{speaker}: {_line(line)}" for speaker, line in zip(speakers, lines, strict=True)]
     utterance = _line(fields["utterance"])
+    if not utterance:
+        raise ValueError(f"{key} has an empty utterance")
     return {
         "label": _LABELS[fields["sarcasm"]], "utterance": utterance, "speaker": fields["speaker"],
         "history": "\n".join(history), "in_context": in_context(utterance, history), "show": fields["show"],

@@ -75,6 +75,8 @@ class Ravdess(Released):
             for name, match in matches
             if match is not None and (self.song or _CHANNELS[match[2]] == "speech")
         }
+        if not items:
+            raise ValueError(f"{files.path} has songs only: take them too (--song true).")
         others = sum(match is None and name.lower().endswith(".wav") for name, match in matches)
         left_out = {"recordings with another name": others} if others else {}
         parts = by_speaker(list(items.values()), test=self.test_speaker, val=self.val)

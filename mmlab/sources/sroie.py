@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmlab.sources.released import Contents, Released
 from mmlab.sources.split import TRAIN, split
 
 FIELDS = ("company", "date", "address", "total")
+_ENDINGS = {"box": "csv", "key": "json"}
 _SIDES = 8
 """Numbers before the text of a line: x and y of four corners."""
 _OTHER_TOTALS = (
@@ -78,14 +80,14 @@ class Sroie(Released):
         super().__init__(settings=settings, max_side=max_side, from_file=from_file, out=out)
 
     def annotations(self, files: ReleasedFiles) -> dict[str, str]:
-        """The lines and the fields of every receipt."""
+        """The lines and the fields of every receipt; neither may be without the other."""
         found: dict[str, str] = {}
         for name in files.names:
             parts = name.split("/")
-            if len(parts) > 1 and parts[-2] == "box" and parts[-1].endswith(".csv"):
-                number = parts[-1].removesuffix(".csv")
-                found[f"box {number}"] = name
-                found |= self.require(files, {f"key {number}": f"key/{number}.json"})
+            number, _, ending = parts[-1].rpartition(".")
+            if parts[-2:-1] in (["box"], ["key"]) and ending == _ENDINGS[parts[-2]]:
+                ends = {f"{kind} {number}": f"{kind}/{number}.{end}" for kind, end in _ENDINGS.items()}
+                found |= self.require(files, ends)
         if not found:
             raise self.refusal(files, "box/NNN.csv")
         return found
@@ -162,7 +164,14 @@ def _around(corners: Sequence[int]) -> tuple[int, int, int, int]:
 
 def _fields(content: Any) -> dict[str, str]:
     """The released values that are there, without spaces around them."""
-    return {name: content[name].strip() for name in FIELDS if content.get(name, "").strip()}
+    found = {}
+    for name in FIELDS:
+        value = content.get(name, "")
+        if not isinstance(value, str):
+            raise ValueError(f'{name} is {json.dumps(value)[:40]}: it is text, "" where there is none')
+        if value.strip():
+            found[name] = value.strip()
+    return found
 
 
 def _item(number: str, page: Sequence[Word], fields: Mapping[str, str], counted: Counter[str]) -> Item:

@@ -46,7 +46,12 @@ class TwitterEntities(Released):
             max_side: Larger pictures are reduced to this length in pixels; None: none are.
             from_file: Folder of the release of one year.
             out: Folder to write; None: one in the cache directory.
+
+        Raises:
+            ValueError: There is no such year.
         """
+        if year not in (2015, 2017):
+            raise ValueError(f"year is {year}: it is 2015 or 2017.")
         self.year = year
         super().__init__(settings={"year": year}, max_side=max_side, from_file=from_file, out=out)
 

@@ -127,6 +127,34 @@ class TestAudio:
             with pytest.raises(BrokenMember, match=r"^(cannot decode|empty sound)$"):
                 AudioReader().read({"flac": data}, None)
 
+    @pytest.mark.parametrize("kept", [44, 1000, -1])
+    def test_a_wav_that_is_cut_off(self, kept: int) -> None:
+        whole = sound(tone(2.0, 16_000), 16_000)
+        assert len(AudioReader(max_seconds=0.01).read({"wav": whole}, None)[0]) == 160
+        with pytest.raises(BrokenMember, match=r"^sound cut off$"):
+            AudioReader(max_seconds=0.01).read({"wav": whole[:kept]}, None)
+
+    @pytest.mark.parametrize("size", [0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF])
+    def test_a_wav_from_a_pipe_is_whole(self, size: int) -> None:
+        whole = sound(tone(1.0, 16_000), 16_000)
+        piped = whole[:40] + size.to_bytes(4, "little") + whole[44:]
+        read, expected = (AudioReader().read({"wav": data}, None)[0] for data in (piped, whole))
+        assert torch.equal(read, expected)
+
+    @pytest.mark.parametrize("padding", [b"", b"\0"])
+    def test_a_wav_of_odd_chunks_is_whole(self, padding: bytes) -> None:
+        whole = sound(tone(1.0, 8000)[:7999], 8000, subtype="PCM_U8")[: 44 + 7999]
+        comment = b"note" + (3).to_bytes(4, "little") + b"odd\0"
+        for data in (whole + padding, whole[:36] + comment + whole[36:] + padding):
+            assert len(AudioReader(8000).read({"wav": data}, None)[0]) == 7999
+            with pytest.raises(BrokenMember, match=r"^sound cut off$"):
+                AudioReader(8000).read({"wav": data[: -1 - len(padding)]}, None)
+
+    def test_a_wav_without_sound_in_countless_chunks(self) -> None:
+        data = sound(tone(0.1, 8000), 8000)[:36] + b"note\0\0\0\0" * 2000
+        with pytest.raises(BrokenMember, match=r"^cannot decode$"):
+            AudioReader().read({"wav": data}, None)
+
     def test_too_long_is_said_before_decoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hours = sound(np.zeros(3700 * 1000), 1000, "flac")
         with pytest.raises(BrokenMember, match=r"^sound too long$"):

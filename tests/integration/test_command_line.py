@@ -254,9 +254,10 @@ class TestRefusals:
             (("--data.audio", "AudioReader", "--data.audio.init_args.members", "[ogg]"),
              ("no audio", "wav (128)", "data.audio")),
             (("--data.batch_size", "500"), ("128 training samples", "at most 128")),
+            (("--data.signal.init_args.channels", "99"), ("signal have 99 channels", "for 3", "data.signal")),
             (("--trainer.max_epochs", "-1"), ("learning rate needs an end", "trainer.max_steps")),
         ],
-        ids=["batch size", "workers", "modality", "samples", "end"],
+        ids=["batch size", "workers", "modality", "samples", "width", "end"],
     )  # fmt: skip
     def test_what_does_not_fit_the_data(
         self, shell: Shell, words: tuple[str, ...], expected: tuple[str, ...]

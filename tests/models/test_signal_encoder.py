@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmlab.batch import NOBODY, Input
-from mmlab.models.encoders.signal import SignalEncoder, sinusoids
+from mmlab.models.encoders.signal import FeatureEncoder, SignalEncoder, sinusoids
 from mmlab.models.encoders.transformer_layer import TransformerLayer
 
 
@@ -70,6 +70,18 @@ def test_sinusoids_against_the_formula() -> None:
 def test_sizes_that_do_not_fit(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SignalEncoder(3, **wrong)
+
+
+@pytest.mark.parametrize("kind", [SignalEncoder, FeatureEncoder])
+@pytest.mark.parametrize("rows", [2, 0])
+def test_arrays_of_another_width(kind: type[SignalEncoder | FeatureEncoder], rows: int) -> None:
+    data = torch.zeros(rows, 6, 3)
+    none = torch.zeros(rows, dtype=torch.int64)
+    inputs = Input(data, owner=none, present=none.bool(), length=none + 6)
+    assert kind(3, dim=16)(inputs).tokens.shape == (rows, 6, 16)
+    message = rf"^arrays of audio have 3 channels, but {kind.__name__} is made for 7: .*\(data\.audio\)"
+    with pytest.raises(ValueError, match=message):
+        kind(7, dim=16, modality="audio")(inputs)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -132,6 +132,19 @@ def test_a_release_that_lacks_something(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_receipt_without_its_lines_is_missed(tmp_path: Path) -> None:
+    files = receipts(2)
+    del files["data/box/001.csv"]
+    with pytest.raises(ValueError, match=r"lacks box/001\.csv"):
+        sroie(tmp_path, files)
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "null"), (9.5, r"9\.5"), (["9"], r"\[\"9\"\]")])
+def test_a_field_that_is_no_text(value: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"key/000\.json in .*: total is {said}: it is text, \"\" where"):
+        sroie(tmp_path, receipts(key={**KEY, "total": value}))
+
+
 def test_accents_in_either_encoding(tmp_path: Path) -> None:
     files = receipts()
     for name, encoding in (("utf", "utf-8"), ("latin", "latin-1")):

@@ -64,6 +64,18 @@ def test_the_last_fold_and_ten_classes(tmp_path: Path) -> None:
     assert source_class("esc50") is Esc50
 
 
+ROWS = {
+    "a.wav,x,0,dog,True,1,A": "fold is 'x'", "a.wav,1,0,dog,yes,1,A": "esc10 'yes': a number, and True or",
+    "a.wav,1": "more or fewer columns", "a.wav,1,0,dog,True,1,A,B": "more or fewer columns",
+}  # fmt: skip
+
+
+def test_true_in_small_letters(tmp_path: Path) -> None:
+    small = [row.replace("True", "true").replace("False", "false") for row in clips()]
+    test = read_shards(prepared(tmp_path, small, only_esc10=True), "test")
+    assert {about(one)["label"] for one in test.values()} == {"dog", "sea waves"}
+
+
 def test_tables_that_are_not_as_released(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"cannot test on fold 5: .* has 1, 2, 3, and training needs another"
@@ -74,8 +86,11 @@ def test_tables_that_are_not_as_released(tmp_path: Path) -> None:
     old = "filename,fold,category,category_name,esc10,src,take"
     with pytest.raises(ValueError, match=r"esc50\.csv in .* is not as released: no column src_file"):
         prepared(tmp_path / "old", clips(), columns=old)
-    for row in ("a.wav,x,0,dog,True,1,A", "a.wav,1,0,dog,yes,1,A", "a.wav,1"):
-        with pytest.raises(ValueError, match=r"meta/esc50\.csv, line 2, in .* is not as released"):
+    for row, said in ROWS.items():
+        with pytest.raises(ValueError, match=rf"meta/esc50\.csv, line 2, in .* is not as released: .*{said}"):
             prepared(tmp_path / row.replace(",", ""), [row, *clips()])
+    for number, content in enumerate(("\0" * 200_000, '"a.wav,1,0')):
+        with pytest.raises(ValueError, match=r"meta/esc50\.csv in .* is not as released: line \d+: "):
+            prepared(tmp_path / f"broken{number}", [content])
     with pytest.raises(ValueError, match="has no sample"):
         prepared(tmp_path / "empty", [])

@@ -83,9 +83,9 @@ def test_histories_are_what_came_before(events: list[Interaction]) -> None:
     offered = {item: Offered({"title": item}) for item in "uvwxyz"}
     if not all(parts.values()):
         with pytest.raises(ValueError, match=r"is left to learn from|has no user to tell"):
-            interaction_items(parts, offered, history=3, new_users=True)
+            interaction_items(parts, offered, history=3, new_users=True, remedy="divide")
         return
-    splits = interaction_items(parts, offered, history=3, new_users=True).splits
+    splits = interaction_items(parts, offered, history=3, new_users=True, remedy="divide").splits
     chosen: dict[int, list[int]] = defaultdict(list)
     for item in splits["train"]:
         assert item.about["history"] == chosen[item.about["user"]][-3:]
@@ -156,6 +156,41 @@ def test_broken_ratings(rows: str, message: str, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=message):
         MovieLens(from_file=release, out=tmp_path / "out").prepare()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"ratings.csv": RATINGS.partition("\n")[2]},
+         r"ratings\.csv, line 1, .*'7,1,4\.0,100' instead of the heading userId,movieId,rating,timestamp"),
+        ({"movies.csv": FILMS.partition("\n")[2]},
+         r"movies\.csv, line 1, .* instead of the heading movieId,title,genres"),
+        ({"ratings.csv": ""}, r"ratings\.csv in .* has no rows"),
+        ({"ratings.csv": RATINGS.partition("\n")[0]}, r"ratings\.csv in .* has no rows"),
+        ({"movies.csv": ""}, r"movies\.csv in .* has no rows"),
+    ],
+    ids=["no heading", "no heading of films", "empty", "only a heading", "no films"],
+)  # fmt: skip
+def test_headings_and_empty_tables(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    release = write_release(tmp_path / "in", {"ratings.csv": RATINGS, "movies.csv": FILMS, **files})
+    with pytest.raises(ValueError, match=message):
+        MovieLens(from_file=release, out=tmp_path / "out").prepare()
+
+
+def test_blank_lines_at_the_end_and_a_byte_order_mark(tmp_path: Path) -> None:
+    plain = movielens(tmp_path / "plain", val=0.2, test=0.3)
+    more = {"ratings.csv": "\ufeff" + RATINGS + "\n\n", "movies.csv": FILMS + "\n"}
+    release = write_release(tmp_path / "in", more)
+    folder = MovieLens(from_file=release, out=tmp_path / "out", val=0.2, test=0.3).prepare()
+    assert read_shards(folder, "test") == read_shards(plain, "test")
+    rows = "".join(f"{user}::{film}::5::{10 * user + film}\n" for user in (1, 2) for film in (3, 4, 5))
+    films = "\ufeff3::A::B\n4::C::D\n5::E::F\n\n"
+    release = write_release(tmp_path / "dat", {"ratings.dat": "\ufeff" + rows + "\n", "movies.dat": films})
+    folder = MovieLens(from_file=release, out=tmp_path / "dat-out", division="last").prepare()
+    assert (note(folder)["users"], note(folder)["items"]) == (2, 3)
+    empty = write_release(tmp_path / "no", {"ratings.dat": "\n", "movies.dat": films})
+    with pytest.raises(ValueError, match=r"ratings\.dat in .* has no rows"):
+        MovieLens(from_file=empty, out=tmp_path / "no-out").prepare()
 
 
 def test_no_history_at_all(tmp_path: Path) -> None:
@@ -232,6 +267,10 @@ def test_divisions_that_leave_nothing(settings: dict[str, Any], message: str, tm
         MovieLens(from_file=release, out=tmp_path / "out", **settings).prepare()
 
 
+HUGE = npy(np.zeros((3, 3))).replace(b"(3, 3), }            ", b"(3, 3333333333333333), }")
+"""Its header announces more than there is."""
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -241,6 +280,18 @@ def test_divisions_that_leave_nothing(settings: dict[str, Any], message: str, tm
         ({"a.inter": INTER, "b.inter": INTER}, r"lacks only one file \.inter"),
         ({"a.inter": INTER, "text_feat.npy": npy(np.zeros((2, 3)))}, "has 2 rows, but a.inter has item 2"),
         ({"a.inter": INTER, "text_feat.npy": npy(np.full((3, 3), np.nan))}, "row 0 has a number that is not"),
+        ({"a.inter": INTER, "text_feat.npy": npy(np.full((3, 3), 1e39))}, "row 0 has .* finite in float32"),
+        ({"a.inter": INTER, "text_feat.npy": npy(np.zeros((3, 3), complex))}, "an array of complex128"),
+        ({"a.inter": INTER, "text_feat.npy": b"PK\x03\x04" + bytes(99)}, r"text_feat\.npy in .* magic"),
+        ({"a.inter": INTER, "text_feat.npy": b""}, r"text_feat\.npy in .* is not as released"),
+        ({"a.inter": INTER, "text_feat.npy": npy(np.zeros((3, 3)))[:-1]}, "71 bytes instead of the 72 of"),
+        ({"a.inter": INTER, "text_feat.npy": npy(np.zeros((3, 0)))}, r"shape \(3, 0\) instead of \[items,"),
+        ({"a.inter": INTER, "text_feat.npy": HUGE}, r"\d\d bytes instead of the 79999999999999992 of"),
+        ({"a.inter": INTER, "text_feat.npy": npy(np.zeros((3, 3))).replace(b"}", b"(")}, "[Hh]eader"),
+        ({"a.inter": INTER.replace("0\t2\t", "0\t99999999999\t")}, "line 4, .*99999999999, .* 1060 or more"),
+        ({"a.inter": INTER.replace("\t7\t", "\tnan\t")}, r"line 4, .* the timestamp nan is not finite"),
+        ({"a.inter": INTER.replace("\t7\t", "\tinf\t")}, r"line 4, .* the timestamp inf is not finite"),
+        ({"a.inter": INTER.replace("\t0\n", "\t1\n")}, r"from: correct the column x_label of a\.inter"),
         ({"a.inter": INTER, "text_feat.npy": npy(np.zeros(3))}, r"shape \(3,\) instead of \[items,"),
     ],
 )  # fmt: skip

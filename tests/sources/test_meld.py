@@ -137,6 +137,8 @@ def test_other_labels_throughout_are_another_data_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not as released: of 107 rows, 3 have a label that") as caught:
         prepared(tmp_path, release(rows))
     assert "declare-lab/MELD" in str(caught.value)
+    first = "(the first such label is 'happy': data/MELD/train_sent_emo.csv, line 102)"
+    assert first in str(caught.value)
 
 
 @pytest.mark.parametrize(

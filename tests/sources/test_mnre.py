@@ -111,5 +111,7 @@ def test_entities_beside_their_words_are_counted(tmp_path: Path) -> None:
         folder = prepared(tmp_path / str(number), release(train))
         assert note(folder)["left_out"] == {"have an entity that is not among their words": 1}
         assert about(read_shards(folder, "train")["train-301"])["image_id"] == "twitter_301.jpg"
-    with pytest.raises(ValueError, match=r"of 4 lines, 1 have an entity that is not among their words\.\n"):
-        prepared(tmp_path / "many", release(lines(pair(0), pair(1, h={"pos": [5, 9]}))))
+    many = release(lines(pair(0)) + "\n" + lines(pair(1, h={"pos": [5, 9]})))
+    first = r"\(the first: txt/ours_train\.txt, line 3\)\.\n"
+    with pytest.raises(ValueError, match=rf"of 4 lines, 1 have .* not among their words {first}"):
+        prepared(tmp_path / "many", many)

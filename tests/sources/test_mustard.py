@@ -68,11 +68,17 @@ def test_another_show_is_the_test(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"utterance": "x"}, "no field 'context'"),
+        ({"utterance": "x"}, "9_9 has no field speaker, context, .*; it is an object of utterance, speaker"),
+        (
+            {name: value for name, value in said("BBT", 0).items() if name != "sarcasm"},
+            "9_9 has no field sarcasm;",
+        ),
+        (said("BBT", 0, context=None), "9_9 has no lists as context and context_speakers"),
+        (said("BBT", 0, utterance=" \n"), "9_9 has an empty utterance"),
         (said("BBT", 0, sarcasm="true"), "9_9 has a label that is not true or false"),
         (said("BBT", 0, context=["a"]), "9_9 has .* lines without their speakers"),
         (said("BBT", 0, utterance=None), "9_9 has lines that are no text"),
-        ([], "list indices"),
+        ([], "9_9 has no field utterance, speaker"),
     ],
 )
 def test_a_row_that_is_not_as_released(tmp_path: Path, row: Any, message: str) -> None:

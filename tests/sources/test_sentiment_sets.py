@@ -88,6 +88,9 @@ def test_actors_speak_and_sing(tmp_path: Path) -> None:
     assert note(folder)["left_out"] == {"recordings with another name": 1}
     sung = Ravdess(from_file=release, val=0, song=True, out=tmp_path / "sung").prepare()
     assert set(read_shards(sung, "train")) == set(names[:3])
+    songs = write_release(tmp_path / "songs", {f"{names[1]}.wav": b"x"})
+    with pytest.raises(ValueError, match=r"has songs only: take them too \(--song true\)"):
+        Ravdess(from_file=songs, out=tmp_path / "o").prepare()
     with pytest.raises(ValueError, match="lacks recordings named like 03-01-06"):
         Ravdess(from_file=write_release(tmp_path / "no", {"a.wav": b"x"}), out=tmp_path / "o").prepare()
 
@@ -141,6 +144,17 @@ def test_features_lie_beside_what_was_said(tmp_path: Path) -> None:
         np.testing.assert_allclose(trained.std(axis=0), 1, atol=1e-5)
 
 
+BROKEN = {"transcripts.csv": "\0" * 200_000, "text_test.csv": '"0,' + "1," * 99_999}
+"""Files of zeros, and with a quote that never ends."""
+
+
+def test_blank_lines_at_the_end(tmp_path: Path) -> None:
+    files = opinions()
+    folder = features(tmp_path, {name: text + "\r\n\n" for name, text in files.items()}, val=1)
+    plain = features(tmp_path / "plain", files, val=1)
+    assert read_shards(folder, "test") == read_shards(plain, "test")
+
+
 def test_tables_that_are_not_as_released(tmp_path: Path) -> None:
     files = opinions()
     rows = files["data/audio/audio_train0.csv"].splitlines()
@@ -159,6 +173,14 @@ def test_tables_that_are_not_as_released(tmp_path: Path) -> None:
     for number, (said, content) in enumerate(other.items()):
         with pytest.raises(ValueError, match=said):
             features(tmp_path / str(number), files | {"data/audio/audio_train0.csv": content})
+    lines = files["data/text_test.csv"].splitlines()
+    for number, (place, said) in enumerate({"8": "'8'", "-1": "'-1'", "x": "'x'"}.items()):
+        content = "\r\n".join([lines[0], f'"{place}",' + lines[1].partition(",")[2]])
+        with pytest.raises(ValueError, match=rf"text_test\.csv, line 2, .*{said} is no line of .* 0 to 7"):
+            features(tmp_path / f"outside{number}", files | {"data/text_test.csv": content})
+    for number, (name, content) in enumerate(BROKEN.items()):
+        with pytest.raises(ValueError, match=rf"{name} in .* is not as released: line \d+: "):
+            features(tmp_path / f"broken{number}", files | {f"data/{name}": content})
     del files["data/video/video_test0.csv"]
     with pytest.raises(ValueError, match=r"lacks video/video_test0\.csv"):
         features(tmp_path / "less", files)

@@ -42,6 +42,7 @@ def test_a_post_is_words_and_tags(tmp_path: Path) -> None:
     [
         ("a\tO\nb\n", r"wnut17train\.conll, line 2, .*: 1 columns instead of 2"),
         ("a\tO\n\nb\tB-thing\n", r"line 3, .*: 'B-thing' is none of its tags"),
+        ("a\tO\n\tO\n", r"wnut17train\.conll, line 2, .*: no word before its tag"),
         ("a\tO\tO\n", "line 1, .*: 3 columns instead of 2"),
     ],
 )
@@ -111,3 +112,8 @@ def test_posts_stand_beside_their_pictures(tmp_path: Path) -> None:
     both = {f"{year}/{name}": text for year in (2015, 2017) for name, text in files.items()}
     with pytest.raises(ValueError, match=r"holds several train\.txt\. The release is that of UMT"):
         TwitterEntities(from_file=write_release(tmp_path / "both", both), out=tmp_path / "o").prepare()
+
+
+def test_there_are_two_years() -> None:
+    with pytest.raises(ValueError, match="year is 2016: it is 2015 or 2017"):
+        TwitterEntities(year=2016)

@@ -57,6 +57,7 @@ class SignalEncoder(Encoder):
             raise ValueError(f"kernel_size={kernel_size} must be odd: use {kernel_size + 1}")
         if modality is not None:
             self.modality = Modality(modality)
+        self.channels = channels
         self.dim = dim
         self.stride = stride
         self.convolution = nn.Conv1d(channels, dim, kernel_size, stride, padding=kernel_size // 2)
@@ -68,7 +69,12 @@ class SignalEncoder(Encoder):
         self.last_norm = nn.LayerNorm(dim)
 
     def encode(self, inputs: Input) -> Encoded:
-        """Encode arrays, float32 [rows, steps, channels]."""
+        """Encode arrays, float32 [rows, steps, channels].
+
+        Raises:
+            ValueError: Arrays of another width.
+        """
+        _check_width(self, inputs, self.channels)
         valid = inputs.mask
         assert valid is not None, "a signal without lengths"
         # Zeros after a row's end, as the convolution pads a row that stands alone.
@@ -82,7 +88,7 @@ class SignalEncoder(Encoder):
 
     def example(self) -> Input:
         """A few steps of all channels."""
-        return _steps(self.convolution.in_channels, self.convolution.weight.dtype)
+        return _steps(self.channels, self.convolution.weight.dtype)
 
 
 class FeatureEncoder(Encoder):
@@ -107,11 +113,17 @@ class FeatureEncoder(Encoder):
         super().__init__()
         if modality is not None:
             self.modality = Modality(modality)
+        self.channels = channels
         self.dim = dim
         self.layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, dim), nn.GELU())
 
     def encode(self, inputs: Input) -> Encoded:
-        """Encode arrays, float32 [rows, steps, channels]."""
+        """Encode arrays, float32 [rows, steps, channels].
+
+        Raises:
+            ValueError: Arrays of another width.
+        """
+        _check_width(self, inputs, self.channels)
         assert inputs.mask is not None, "features without lengths"
         return Encoded(self.layer(inputs.data.masked_fill(~inputs.mask[:, :, None], 0)), inputs.mask)
 
@@ -119,7 +131,17 @@ class FeatureEncoder(Encoder):
         """A few steps of all features."""
         linear = self.layer[1]
         assert isinstance(linear, nn.Linear)
-        return _steps(linear.in_features, linear.weight.dtype)
+        return _steps(self.channels, linear.weight.dtype)
+
+
+def _check_width(encoder: Encoder, inputs: Input, channels: int) -> None:
+    width = inputs.data.shape[-1]
+    if width != channels:
+        raise ValueError(
+            f"arrays of {encoder.modality} have {width} channels, but {type(encoder).__name__} is made for "
+            f"{channels}: set `channels` of the encoder and of the reader (data.{encoder.modality}) to the "
+            "width of the stored arrays"
+        )
 
 
 def _steps(channels: int, dtype: torch.dtype) -> Input:
