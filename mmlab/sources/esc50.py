@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,29 +62,12 @@ class Esc50(Released):
         """A row of the table is a clip."""
         name = annotations["clips"]
         items = []
-        for line, row in _rows(files, name):
+        for line, row in files.table(name, _COLUMNS):
             with files.naming(name, line):
                 items.append(_item(row))
         if self.only_esc10:
             items = [item for item in items if item.about["esc10"]]
         return Contents(by_fold(items, test=self.test_fold, val=self.val, path=files.path))
-
-
-def _rows(files: ReleasedFiles, name: str) -> list[tuple[int, dict[str, str]]]:
-    """The rows of the table with the numbers of their lines.
-
-    Raises:
-        ValueError: It is no table, or lacks columns.
-    """
-    reader = csv.DictReader(io.StringIO(files.text(name), newline=""), strict=True)
-    with files.naming(name):
-        try:
-            rows = [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"line {reader.reader.line_num}: {error}") from error
-        if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"no column {', '.join(missing)}")
-    return rows
 
 
 def _item(row: Mapping[str, str]) -> Item:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -147,6 +149,32 @@ class ReleasedFiles(ABC):
                 with self.naming(name, number):
                     found.append(reading(line))
         return found
+
+    def table(
+        self, name: str, columns: Iterable[str], text: str | None = None
+    ) -> list[tuple[int, dict[str, str]]]:
+        """The rows of a CSV file with a heading, by column, with the numbers of their lines.
+
+        What `csv.DictReader` says of cells too few and too many stays: a value, or a column, that is None.
+
+        Args:
+            name: Of the file.
+            columns: Those that it must have.
+            text: Its content, where it is not in UTF-8.
+
+        Raises:
+            ValueError: It is no table, or lacks columns.
+        """
+        content = io.StringIO(self.text(name) if text is None else text, newline="")
+        reader = csv.DictReader(content, strict=True)
+        with self.naming(name):
+            try:
+                rows = [(reader.line_num, row) for row in reader]
+            except csv.Error as error:
+                raise ValueError(f"line {reader.reader.line_num}: {error}") from error
+            if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+                raise ValueError(f"no column {', '.join(missing)}")
+        return rows
 
     @contextmanager
     def naming(self, name: str, line: int | None = None) -> Iterator[None]:

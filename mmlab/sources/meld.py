@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -127,21 +125,15 @@ def _table(files: ReleasedFiles, name: str) -> _Table:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("cp1252", "replace")
-    reader = csv.DictReader(io.StringIO(text.translate(_WINDOWS), newline=""), restval="", strict=True)
-    with files.naming(name):
-        try:
-            rows = [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"line {reader.reader.line_num}: {error}") from error
-        if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"no column {', '.join(missing)}")
-    return rows
+    return files.table(name, _COLUMNS, text.translate(_WINDOWS))
 
 
 def _said(row: Mapping[str, str]) -> _Said | str:
     """What a row says, or what is wrong with it."""
     # Breaks of lines too become spaces: in a history they would pass for the next speaker's line.
-    utterance, speaker, emotion, sentiment, *place = (" ".join(row[column].split()) for column in _COLUMNS)
+    utterance, speaker, emotion, sentiment, *place = (
+        " ".join((row[column] or "").split()) for column in _COLUMNS
+    )
     if not utterance or not speaker:
         return "lack the utterance or its speaker"
     try:
