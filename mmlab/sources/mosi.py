@@ -115,11 +115,9 @@ def _utterances(
 def _table(files: ReleasedFiles, name: str, columns: int) -> list[list[str]]:
     """The rows of a table, without blank ones at its end."""
     reader = csv.reader(io.StringIO(files.text(name), newline=""), strict=True)
-    rows = []
     with files.naming(name):
         try:
-            for row in reader:
-                rows.append(row)
+            rows = list(reader)
         except csv.Error as error:
             raise ValueError(f"line {reader.line_num}: {error}") from error
     while rows and not rows[-1]:

@@ -53,18 +53,19 @@ class RecommendationTask(BaseTask):
     ) -> None:
         super().__init__(model, optimization=optimization, adaptation=adaptation)
         self.objective = objective
-        self._warned = False
+        self._looked = False
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The loss of the objective."""
         found = self(batch)
         self.model.see(found)
-        if not self._warned and bool((found.user.group == NOBODY).all()):
-            self._warned = True
-            _log.warning(
-                "a batch of %d samples teaches nothing: none has both an item and who chose it (`user` or "
-                "`history`); the first is %s", len(batch.keys), batch.keys[0],
-            )  # fmt: skip
+        if not self._looked:  # at the first batch alone: to look is to wait for the device
+            self._looked = True
+            if bool((found.user.group == NOBODY).all()):
+                _log.warning(
+                    "a batch of %d samples teaches nothing: none has both an item and who chose it (`user` "
+                    "or `history`); the first is %s", len(batch.keys), batch.keys[0],
+                )  # fmt: skip
         loss = self.objective(
             found.user,
             found.item,
